@@ -1,0 +1,48 @@
+"""Errors of the engine. Each names the value that was wrong and the remedy.
+
+EngineError
+├── CheckpointError          a model directory that can't be loaded
+│   ├── UnsupportedModel     an architecture, RoPE type or quantisation that this engine does not run
+│   └── MissingTensor        a weight that the architecture needs is not in the files
+├── RequestRefused           a request that can never run
+│   └── PromptTooLong        more tokens than the context length or the KV memory can hold
+└── UnknownHandle            a resident or request that is not (or no longer) there
+"""
+
+
+class EngineError(Exception):
+    """Base of the engine's errors."""
+
+
+class CheckpointError(EngineError):
+    """A model directory that can't be loaded."""
+
+
+class UnsupportedModel(CheckpointError):
+    """The checkpoint asks for something this engine does not run."""
+
+
+class MissingTensor(CheckpointError):
+    """A weight that the architecture needs is not in the checkpoint's files."""
+
+
+class RequestRefused(EngineError):
+    """A request that can never run as it is."""
+
+
+class PromptTooLong(RequestRefused):
+    """The prompt has more tokens than can ever be served.
+
+    Attributes:
+        num_tokens: tokens of the prompt.
+        limit: the most tokens that would be accepted.
+    """
+
+    def __init__(self, num_tokens: int, limit: int, what: str, remedy: str) -> None:
+        super().__init__(f"the prompt has {num_tokens} tokens, but {what} holds at most {limit}: {remedy}")
+        self.num_tokens = num_tokens
+        self.limit = limit
+
+
+class UnknownHandle(EngineError):
+    """A resident or request that is not (or no longer) there."""

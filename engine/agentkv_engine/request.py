@@ -1,0 +1,124 @@
+"""What is asked of the engine and what it answers: plain data, shared with the middleware."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+
+from agentkv_engine.reuse import PlacedSpan, Selector
+
+
+class ReuseMode(StrEnum):
+    """How much kept KV a request may read.
+
+    OFF reads none (full prefill). EXACT reads the prefix index's exact entries: the answers are those of OFF. SCREENED
+    also reads screened entries and placed spans, repaired as the request's selector says.
+    """
+
+    OFF = "off"
+    EXACT = "exact"
+    SCREENED = "screened"
+
+
+class FinishReason(StrEnum):
+    """Why a request ended. Values of OpenAI's `finish_reason`, and `abort`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen and when generation ends.
+
+    Attributes:
+        temperature: 0 is greedy.
+        max_tokens: most tokens to generate, at least 1.
+        stop_token_ids: tokens that end the output; the stopping token is the output's last id.
+        seed: same seed, same tokens; None draws one.
+    """
+
+    temperature: float = 0.0
+    max_tokens: int = 256
+    stop_token_ids: frozenset[int] = frozenset()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt to continue.
+
+    Attributes:
+        request_id: unique among the requests in the engine.
+        token_ids: the prompt.
+        sampling: see `SamplingParams`.
+        mode: which kept KV may be read.
+        tenant: stands at the root of every prefix key; requests of different tenants share nothing.
+        spans: reused spans, sorted, disjoint; only read in mode SCREENED. Their residents need not be pinned: one that
+            is gone when the request is admitted is prefilled, and counted in `TokenSources.fallbacks`.
+        selector: what to repair; required when there are spans.
+        forced_output: instead of sampling, emit these ids (computed in chunks: their KV is that of decode). max_tokens
+            and stop ids are not looked at.
+        return_logits: put the logits behind every emitted token into `StepOutput.logits`.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    mode: ReuseMode = ReuseMode.EXACT
+    tenant: str = ""
+    spans: tuple[PlacedSpan, ...] = ()
+    selector: Selector | None = None
+    forced_output: tuple[int, ...] | None = None
+    return_logits: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSources:
+    """Where the KV of a prompt's tokens came from; prefix + reused + repaired + computed = prompt.
+
+    Attributes:
+        prompt: tokens of the prompt.
+        prefix: read from the prefix index.
+        reused: read from residents, not recomputed.
+        repaired: in a reused span, recomputed through at least one layer.
+        computed: fresh.
+        probe_row_layers, repair_row_layers, fresh_row_layers: layers actually run, summed over rows, by kind of work;
+            a full prefill has prompt * num_layers fresh ones.
+        fallbacks: reasons why reuse that was asked for did not happen, e.g. `segment_gone`, `no_room`, with counts.
+    """
+
+    prompt: int
+    prefix: int
+    reused: int
+    repaired: int
+    computed: int
+    probe_row_layers: int = 0
+    repair_row_layers: int = 0
+    fresh_row_layers: int = 0
+    fallbacks: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def row_layers(self) -> int:
+        """All layers run for the prompt, summed over rows."""
+        return self.probe_row_layers + self.repair_row_layers + self.fresh_row_layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """What one step brought for one request.
+
+    Attributes:
+        request_id: whose.
+        token_ids: tokens emitted in this step (several when forced).
+        logits: float32 [len(token_ids), vocabulary], the distribution each token was taken from, if asked for.
+        finish_reason: set in the request's last output.
+        sources: set in the output that brings the first token.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    logits: torch.Tensor | None = None
+    finish_reason: FinishReason | None = None
+    sources: TokenSources | None = None

@@ -1,0 +1,171 @@
+"""The seam between the middleware and the engine: KV that lies in the pool, and what to recompute of it.
+
+The engine knows nothing of messages. It is told that a half-open *span* of a prompt may be read from a *resident*, and
+asks a *selector* which of the reused rows to recompute, and through how many layers. Docstring of `Selector` has the
+two questions. A *depth* is the number of layers through which a row is computed: 0 (only reused) to num_layers (repaired
+in full, as in a full prefill).
+
+Shapes: L layers, R observed rows, P prompt positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """A handle to kept KV of consecutive tokens in the pool (see `Engine.keep`).
+
+    Attributes:
+        handle: what `PlacedSpan.handle`, `Engine.release` and `Engine.export` take; never used again after an eviction.
+        token_ids: the tokens whose KV it is.
+        exact: whether every row up to its end was computed at full depth over exact rows.
+        hops: 0 when exact; KV that was computed over reused KV of n hops has n + 1.
+    """
+
+    handle: int
+    token_ids: tuple[int, ...]
+    exact: bool
+    hops: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens it holds."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedSpan:
+    """A span [start, end) of a prompt whose KV is read from a resident, beginning at its token `resident_start`.
+
+    Attributes:
+        start, end: prompt positions, half-open.
+        handle: the resident.
+        resident_start: index of the resident's token that stands at prompt position `start`.
+        unseen: half-open ranges of prompt positions before `start` which the author of the resident had *not* seen.
+        num_gone: number of tokens which the author had seen and which do not stand before the span in this prompt.
+        hops: the resident's hops.
+        depth_spent: depth already spent on these rows *in this very context* (a screened prefix hit); else 0.
+    """
+
+    start: int
+    end: int
+    handle: int
+    resident_start: int = 0
+    unseen: tuple[tuple[int, int], ...] = ()
+    num_gone: int = 0
+    hops: int = 0
+    depth_spent: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of positions it covers."""
+        return self.end - self.start
+
+    @property
+    def num_unseen(self) -> int:
+        """Number of earlier tokens of this prompt which the author had not seen."""
+        return sum(end - start for start, end in self.unseen)
+
+    @property
+    def context_changed(self) -> bool:
+        """Whether the author had seen anything else than what stands before the span now."""
+        return bool(self.unseen) or self.num_gone > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReuseView:
+    """What a selector sees of a request.
+
+    Attributes:
+        num_tokens: prompt length; positions 0..num_tokens-1.
+        num_layers: layers of the model, the largest depth.
+        num_prefix: leading positions that an exact prefix hit covers; they need nothing.
+        spans: the reused spans, sorted, disjoint, all at or behind `num_prefix`.
+    """
+
+    num_tokens: int
+    num_layers: int
+    num_prefix: int
+    spans: tuple[PlacedSpan, ...]
+
+    @property
+    def num_reused(self) -> int:
+        """Number of reused positions."""
+        return sum(span.num_tokens for span in self.spans)
+
+    @property
+    def changed_positions(self) -> list[int]:
+        """Reused positions of spans whose context has changed: the rows a selector chooses from."""
+        return [p for span in self.spans if span.context_changed for p in range(span.start, span.end)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Rows to run over stale keys before the plan is made, and through how many layers; their attention is observed.
+
+    Attributes:
+        positions: sorted prompt positions.
+        depth: layers through which they run, 1..num_layers.
+    """
+
+    positions: tuple[int, ...]
+    depth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a probe saw.
+
+    Attributes:
+        positions: the probe rows' positions, R of them.
+        attention_LRP: head-mean attention probabilities, float32 [probe depth, R, num_tokens]; 0 where a row saw no key.
+    """
+
+    positions: tuple[int, ...]
+    attention_LRP: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairPlan:
+    """Which reused rows to recompute, each with its depth. Rows not named keep depth 0 (only reused).
+
+    The engine rounds depths up to its levels, and adds the prompt's last row at full depth: it is never only reused.
+
+    Attributes:
+        positions: sorted prompt positions inside the view's spans.
+        depths: one for each position, 1..num_layers.
+    """
+
+    positions: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.positions) != len(self.depths):
+            raise ValueError(f"{len(self.positions)} positions but {len(self.depths)} depths: give one depth a position")
+
+    @classmethod
+    def at_full_depth(cls, positions: Sequence[int], num_layers: int) -> "RepairPlan":
+        """A static set: the given positions, recomputed through all layers."""
+        chosen = tuple(sorted(positions))
+        return cls(positions=chosen, depths=(num_layers,) * len(chosen))
+
+
+class Selector(Protocol):
+    """Says what to look at and what to repair. A frozen dataclass, one file each, in `agentkv.screening.selectors`."""
+
+    @property
+    def name(self) -> str:
+        """The rule with its parameters, as shown in usage and results, e.g. `query_attention(0.2)`."""
+        ...
+
+    def probe(self, view: ReuseView) -> Probe | None:
+        """Rows to observe before planning, or None for a rule that needs no look."""
+        ...
+
+    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
+        """Depth of each reused row, from the view and what the probe saw."""
+        ...
