@@ -1,0 +1,1 @@
+"""Which rows of reused KV to recompute, and whether reuse is worth it."""

@@ -1,0 +1,1 @@
+"""The rules that choose the repaired rows, one file each; `registry` finds them by name."""

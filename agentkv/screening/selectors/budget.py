@@ -1,0 +1,46 @@
+"""What every rule shares: which rows may be repaired, and how many of them a share of the work buys."""
+
+import math
+from typing import Protocol
+
+from agentkv_engine.reuse import PlacedSpan, ReuseView, Selector
+
+
+class BudgetedSelector(Selector, Protocol):
+    """A selector that says beforehand what its plan may cost: the worth check asks before anything has run."""
+
+    def budget(self, view: ReuseView) -> int:
+        """Most row-layers that `plan` spends on this view; the probe's are not among them."""
+        ...
+
+
+def repairable_rows(span: PlacedSpan, view: ReuseView) -> range:
+    """Positions of a span that a rule may choose: all or none.
+
+    A span whose author saw this very context holds what full prefill would write; one that has been computed through
+    all layers in this very context has no depth left to spend.
+    """
+    repairable = span.context_changed and span.depth_spent < view.num_layers
+    return range(span.start, span.end if repairable else span.start)
+
+
+def repairable_positions(view: ReuseView) -> list[int]:
+    """Sorted positions that a rule may choose."""
+    return [position for span in view.spans for position in repairable_rows(span, view)]
+
+
+def num_repairable(view: ReuseView) -> int:
+    """Number of positions that a rule may choose."""
+    return sum(len(repairable_rows(span, view)) for span in view.spans)
+
+
+def affordable_rows(view: ReuseView, ratio: float) -> int:
+    """Rows at full depth that `ratio` of the reused rows' row-layers buys, at most all that may be chosen."""
+    rounding = 1e-9  # 0.29 * 100 is a hair below 29
+    return min(num_repairable(view), math.floor(ratio * view.num_reused + rounding))
+
+
+def check_ratio(ratio: float) -> None:
+    """Raise ValueError unless `ratio` is a share."""
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio {ratio} is not a share of the reused row-layers: give a number from 0 to 1")

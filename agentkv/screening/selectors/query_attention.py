@@ -1,0 +1,50 @@
+"""ProphetKV's rule: the rows that the question reads."""
+
+from dataclasses import dataclass
+
+from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
+
+from agentkv.screening.selectors.budget import affordable_rows, check_ratio, num_repairable, repairable_positions
+from agentkv.screening.selectors.probe_rows import trailing_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryAttention:
+    """Repairs in full the reused rows that get most attention from the prompt's last rows (arXiv 2602.02579).
+
+    Attention is averaged over the probe's rows and over the layers, and gives one static set for all layers.
+
+    Attributes:
+        ratio: share of the reused rows' row-layers to spend, 0 to 1.
+    """
+
+    ratio: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+
+    @property
+    def name(self) -> str:
+        """See `Selector.name`."""
+        return f"query_attention({float(self.ratio)})"
+
+    def budget(self, view: ReuseView) -> int:
+        """See `BudgetedSelector.budget`."""
+        return affordable_rows(view, self.ratio) * view.num_layers
+
+    def probe(self, view: ReuseView) -> Probe | None:
+        """See `Selector.probe`: the prompt's last rows through all layers; None where there is no choice to make."""
+        if not 0 < affordable_rows(view, self.ratio) < num_repairable(view):
+            return None
+        return Probe(positions=trailing_rows(view), depth=view.num_layers)
+
+    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
+        """See `Selector.plan`: the most attended rows, at equal attention the earlier one."""
+        candidates = repairable_positions(view)
+        num_chosen = affordable_rows(view, self.ratio)
+        if observation is None:
+            assert num_chosen in (0, len(candidates)), "a choice was to be made, but the probe's attention is not here"
+            return RepairPlan.at_full_depth(candidates[:num_chosen], view.num_layers)
+        attention_P = observation.attention_LRP.mean(dim=(0, 1))
+        ranking = attention_P[candidates].argsort(descending=True, stable=True)
+        return RepairPlan.at_full_depth([candidates[i] for i in ranking[:num_chosen].tolist()], view.num_layers)

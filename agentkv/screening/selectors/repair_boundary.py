@@ -1,0 +1,46 @@
+"""EPIC's rule: the first rows of each span."""
+
+# ruff: noqa: ARG002 (the protocol's arguments, which this rule need not look at)
+
+from dataclasses import dataclass
+
+from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
+
+from agentkv.screening.selectors.budget import repairable_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairBoundary:
+    """Repairs the first `k` rows of each span in full (EPIC's LegoLink, arXiv 2410.15332).
+
+    A text that was computed alone makes sinks of its first rows; behind another context they have to lose that role.
+
+    Attributes:
+        k: rows of each span, 0 or more.
+    """
+
+    k: int = 16
+
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise ValueError(f"k {self.k} is not a number of rows: give 0 or more")
+
+    @property
+    def name(self) -> str:
+        """See `Selector.name`."""
+        return f"repair_boundary({self.k})"
+
+    def budget(self, view: ReuseView) -> int:
+        """See `BudgetedSelector.budget`."""
+        return len(self._positions(view)) * view.num_layers
+
+    def probe(self, view: ReuseView) -> Probe | None:
+        """See `Selector.probe`: no look is needed."""
+        return None
+
+    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
+        """See `Selector.plan`: the first rows of each span whose context has changed."""
+        return RepairPlan.at_full_depth(self._positions(view), view.num_layers)
+
+    def _positions(self, view: ReuseView) -> list[int]:
+        return [position for span in view.spans for position in repairable_rows(span, view)[: self.k]]

@@ -1,0 +1,47 @@
+"""Is reuse worth it? Asked before a request is submitted, answered from counts alone."""
+
+from dataclasses import dataclass
+
+from agentkv_engine.reuse import ReuseView
+
+from agentkv.screening.selectors.budget import BudgetedSelector
+
+NOT_WORTH = "not_worth"
+"""The reason under which such a request is counted in `ReuseUsage.misses`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorthCheck:
+    """Weighs the row-layers that a prompt costs with reuse against those of full prefill.
+
+    With reuse it runs its fresh rows, at most the selector's budget of repairs, and the probe: its rows, and one more
+    pass over the weights, which costs as much as some number of rows. Attention that the reused rows are spared is not
+    counted: it only adds to the gain.
+
+    Attributes:
+        min_reused: fewest tokens to be reused.
+        max_cost: reuse must cost at most this share of full prefill's row-layers.
+        pass_rows: number of rows whose computation takes as long as reading all weights once.
+    """
+
+    min_reused: int = 32
+    max_cost: float = 0.9
+    pass_rows: int = 16
+
+    def __post_init__(self) -> None:
+        if self.min_reused < 0 or self.pass_rows < 0 or not 0 <= self.max_cost <= 1:
+            raise ValueError(f"{self}: give counts of 0 or more, and a share max_cost from 0 to 1")
+
+    def reason_against(self, view: ReuseView, selector: BudgetedSelector) -> str | None:
+        """Why the spans of this view should not be read, or None where reading them is worth it."""
+        full = (view.num_tokens - view.num_prefix) * view.num_layers
+        if view.num_reused < self.min_reused or self.cost(view, selector) > self.max_cost * full:
+            return NOT_WORTH
+        return None
+
+    def cost(self, view: ReuseView, selector: BudgetedSelector) -> int:
+        """Predicted row-layers with reuse: fresh rows, probe, and the most that the selector may repair."""
+        fresh = (view.num_tokens - view.num_prefix - view.num_reused) * view.num_layers
+        probe = selector.probe(view)
+        look = (len(probe.positions) + self.pass_rows) * probe.depth if probe else 0
+        return fresh + look + selector.budget(view)

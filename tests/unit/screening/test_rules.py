@@ -1,0 +1,115 @@
+"""What each rule picks."""
+
+import pytest
+import torch
+from agentkv_engine.reuse import Observation, PlacedSpan, RepairPlan, ReuseView
+
+from agentkv.screening.selectors.query_attention import QueryAttention
+from agentkv.screening.selectors.random_rows import RandomRows
+from agentkv.screening.selectors.repair_all import RepairAll
+from agentkv.screening.selectors.repair_boundary import RepairBoundary
+
+SEEN = PlacedSpan(start=20, end=40, handle=1)
+CHANGED = PlacedSpan(start=50, end=90, handle=2, unseen=((0, 50),))
+LOST = PlacedSpan(start=90, end=100, handle=3, num_gone=5)
+
+
+def view(*spans: PlacedSpan, num_tokens: int = 120, num_prefix: int = 0) -> ReuseView:
+    return ReuseView(num_tokens=num_tokens, num_layers=3, num_prefix=num_prefix, spans=spans)
+
+
+def attention(view: ReuseView, positions: tuple[int, ...], shares: dict[int, float]) -> Observation:
+    """Attention that every probe row of every layer gives to the positions named."""
+    attention_LRP = torch.zeros(view.num_layers, len(positions), view.num_tokens)
+    for position, share in shares.items():
+        attention_LRP[..., position] = share
+    return Observation(positions=positions, attention_LRP=attention_LRP)
+
+
+def test_boundary_takes_the_first_rows_of_changed_spans() -> None:
+    assert RepairBoundary(k=3).plan(view(SEEN, CHANGED, LOST), None).positions == (50, 51, 52, 90, 91, 92)
+    assert RepairBoundary(k=16).plan(view(LOST), None).positions == tuple(range(90, 100))
+
+
+def test_all_takes_the_seen_as_well() -> None:
+    assert RepairAll().plan(view(SEEN, LOST), None).positions == (*range(20, 40), *range(90, 100))
+
+
+def test_query_attention_takes_the_most_attended_of_the_changed() -> None:
+    prompt = view(SEEN, CHANGED, LOST)
+    rule = QueryAttention(ratio=0.05)  # of 70 reused rows: 3
+    probe = rule.probe(prompt)
+    assert probe is not None
+    assert probe.positions == tuple(range(104, 120))
+    seen = attention(prompt, probe.positions, {5: 0.3, 30: 0.2, 61: 0.15, 99: 0.1, 55: 0.08, 70: 0.05, 110: 0.12})
+    assert rule.plan(prompt, seen) == RepairPlan(positions=(55, 61, 99), depths=(3, 3, 3))
+
+
+def test_query_attention_averages_layers_and_rows() -> None:
+    prompt = view(CHANGED)
+    seen = attention(prompt, tuple(range(104, 120)), {})
+    seen.attention_LRP[0, 0, 60] = 0.9  # one row in one layer
+    seen.attention_LRP[:, :, 70] = 0.1  # all of them, a little
+    assert QueryAttention(ratio=0.025).plan(prompt, seen).positions == (70,)
+
+
+def test_query_attention_breaks_ties_by_position() -> None:
+    prompt = view(CHANGED)
+    level = attention(prompt, tuple(range(104, 120)), dict.fromkeys(range(50, 90), 0.02))
+    assert QueryAttention(ratio=0.1).plan(prompt, level).positions == (50, 51, 52, 53)
+
+
+@pytest.mark.parametrize(("num_tokens", "rows"), [(110, 16), (5_000, 50), (100_000, 128)])
+def test_probe_is_a_percent_within_bounds(num_tokens: int, rows: int) -> None:
+    probe = QueryAttention().probe(view(CHANGED, num_tokens=num_tokens))
+    assert probe is not None
+    assert probe.positions == tuple(range(num_tokens - rows, num_tokens))
+    assert probe.depth == 3
+
+
+def test_probe_stays_behind_the_exact_prefix() -> None:
+    span = PlacedSpan(start=48, end=53, handle=1, num_gone=1)
+    probe = QueryAttention().probe(view(span, num_tokens=55, num_prefix=48))
+    assert probe is not None
+    assert probe.positions == tuple(range(48, 55))
+
+
+@pytest.mark.parametrize("ratio", [0, 1])
+def test_no_probe_where_there_is_no_choice(ratio: float) -> None:
+    rule = QueryAttention(ratio=ratio)
+    assert rule.probe(view(CHANGED)) is None
+    assert len(rule.plan(view(CHANGED), None).positions) == 40 * ratio
+
+
+def test_rows_with_all_depth_spent_are_not_repaired_again() -> None:
+    done = PlacedSpan(start=50, end=90, handle=None, unseen=((0, 50),), depth_spent=3)
+    assert QueryAttention().probe(view(done)) is None
+    assert RepairBoundary().plan(view(done), None) == RepairPlan()
+    half = PlacedSpan(start=50, end=90, handle=None, unseen=((0, 50),), depth_spent=2)
+    assert len(RepairBoundary().plan(view(half), None).positions) == 16
+
+
+def test_random_rows_follow_their_seed() -> None:
+    prompt = view(SEEN, CHANGED)
+    first, second = (RandomRows(ratio=0.3, seed=seed).plan(prompt, None) for seed in (1, 2))
+    assert len(first.positions) == len(second.positions) == 18
+    assert first != second
+    assert first == RandomRows(ratio=0.3, seed=1).plan(prompt, None)
+
+
+@pytest.mark.parametrize("ratio", [0.29, 0.1, 0.7])
+def test_ratio_is_not_cut_by_rounding(ratio: float) -> None:
+    span = PlacedSpan(start=0, end=100, handle=1, num_gone=1)
+    assert len(RandomRows(ratio=ratio).plan(view(span), None).positions) == round(ratio * 100)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
+def test_ratio_must_be_a_share(ratio: float) -> None:
+    for rule in (QueryAttention, RandomRows):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            rule(ratio=ratio)
+
+
+def test_boundary_must_be_a_count() -> None:
+    with pytest.raises(ValueError, match="k -1"):
+        RepairBoundary(k=-1)
