@@ -5,6 +5,7 @@ from enum import StrEnum
 
 import torch
 
+from agentkv_engine.errors import EngineError
 from agentkv_engine.reuse import PlacedSpan, Selector
 
 
@@ -115,10 +116,12 @@ class StepOutput:
         logits: float32 [len(token_ids), vocabulary], the distribution each token was taken from, if asked for.
         finish_reason: set in the request's last output.
         sources: set in the output that brings the first token.
+        error: why the request ended without an answer; nothing else is set then.
     """
 
     request_id: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = ()
     logits: torch.Tensor | None = None
     finish_reason: FinishReason | None = None
     sources: TokenSources | None = None
+    error: EngineError | None = None

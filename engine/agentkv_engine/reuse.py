@@ -43,7 +43,7 @@ class PlacedSpan:
 
     Attributes:
         start, end: prompt positions, half-open.
-        handle: the resident.
+        handle: the resident; None for a hit of the prefix index that is not exact (only the engine makes those).
         resident_start: index of the resident's token that stands at prompt position `start`.
         unseen: half-open ranges of prompt positions before `start` which the author of the resident had *not* seen.
         num_gone: number of tokens which the author had seen and which do not stand before the span in this prompt.
@@ -53,7 +53,7 @@ class PlacedSpan:
 
     start: int
     end: int
-    handle: int
+    handle: int | None
     resident_start: int = 0
     unseen: tuple[tuple[int, int], ...] = ()
     num_gone: int = 0
@@ -145,7 +145,9 @@ class RepairPlan:
 
     def __post_init__(self) -> None:
         if len(self.positions) != len(self.depths):
-            raise ValueError(f"{len(self.positions)} positions but {len(self.depths)} depths: give one depth a position")
+            raise ValueError(
+                f"{len(self.positions)} positions but {len(self.depths)} depths: give one depth a position"
+            )
 
     @classmethod
     def at_full_depth(cls, positions: Sequence[int], num_layers: int) -> "RepairPlan":

@@ -1,0 +1,102 @@
+"""The oracle: gathers the keys that a sequence's rows may see, turns *them*, and calls torch's attention.
+
+Slow and plain on purpose where it matters: turning the gathered keys is independent of the turned query that fast
+kernels use, so the two check each other. On CPU it is also what runs.
+
+Shapes: A attending rows, R rows of one sequence, S its keys, H heads, K kv heads, D head dimension.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agentkv_engine.attention.rows import ObservedRows, SequenceRows
+from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.model.rope import RotaryEmbedding, Rotation, rotate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedSequence:
+    """One sequence's index tensors. `mask_RS` is None where rows are 0..R-1 and keys 0..R-1: plain causal."""
+
+    rows: Tensor
+    key_slots: Tensor
+    key_positions: Tensor
+    turn: Rotation | None
+    mask_RS: Tensor | None
+    observed: ObservedRows | None
+
+
+class SdpaBackend:
+    """Reference attention on any device, by `torch.nn.functional.scaled_dot_product_attention`."""
+
+    def __init__(self, rope: RotaryEmbedding, device: str) -> None:
+        self._rope = rope
+        self._device = device
+
+    def prepare(self, sequences: Sequence[SequenceRows]) -> tuple[PreparedSequence, ...]:
+        """See `AttentionBackend.prepare`."""
+        return tuple(self._prepare(sequence) for sequence in sequences)
+
+    def attend(self, q_AHD: Tensor, layer: int, pool: KVPool, prepared: tuple[PreparedSequence, ...]) -> Tensor:
+        """See `AttentionBackend.attend`."""
+        out_AHD = torch.empty_like(q_AHD)
+        for sequence in prepared:
+            q_RHD = q_AHD[sequence.rows]
+            k_SKD, v_SKD = pool.read(layer, sequence.key_slots)
+            if sequence.turn is not None:
+                k_SKD = rotate(k_SKD, sequence.turn)
+            out_AHD[sequence.rows] = _attention(q_RHD, k_SKD, v_SKD, sequence.mask_RS)
+            if sequence.observed is not None:
+                _record(q_RHD, k_SKD, sequence, layer)
+        return out_AHD
+
+    def _prepare(self, sequence: SequenceRows) -> PreparedSequence:
+        turn = None
+        if sequence.key_offsets.any():
+            turn = self._rope.by_offsets(self._tensor(sequence.key_offsets))
+        return PreparedSequence(
+            rows=self._tensor(sequence.rows),
+            key_slots=self._tensor(sequence.key_slots),
+            key_positions=self._tensor(sequence.key_positions),
+            turn=turn,
+            mask_RS=self._mask(sequence),
+            observed=sequence.observed,
+        )
+
+    def _mask(self, sequence: SequenceRows) -> Tensor | None:
+        if np.array_equal(sequence.positions, np.arange(len(sequence.key_positions))):
+            return None
+        return self._tensor(sequence.key_positions) <= self._tensor(sequence.positions).unsqueeze(1)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def _attention(q_RHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask_RS: Tensor | None) -> Tensor:
+    q_1HRD, k_1KSD, v_1KSD = (x.transpose(0, 1).unsqueeze(0) for x in (q_RHD, k_SKD, v_SKD))
+    out_1HRD = F.scaled_dot_product_attention(
+        q_1HRD, k_1KSD, v_1KSD, attn_mask=mask_RS, is_causal=mask_RS is None, enable_gqa=True
+    )
+    return out_1HRD.squeeze(0).transpose(0, 1)
+
+
+def _record(q_RHD: Tensor, k_SKD: Tensor, sequence: PreparedSequence, layer: int) -> None:
+    """Head-mean attention of the observed rows, a second time and in float32."""
+    observed = sequence.observed
+    assert observed is not None
+    rows = torch.from_numpy(observed.rows).to(q_RHD.device)
+    q_HRD = q_RHD[rows].transpose(0, 1).float()
+    k_HSD = k_SKD.repeat_interleave(q_RHD.shape[1] // k_SKD.shape[1], dim=1).transpose(0, 1).float()
+    scores_HRS = q_HRD @ k_HSD.transpose(1, 2) / q_RHD.shape[-1] ** 0.5
+    if sequence.mask_RS is None:
+        mask_RS = sequence.key_positions <= sequence.key_positions[rows].unsqueeze(1)
+    else:
+        mask_RS = sequence.mask_RS[rows]
+    mean_RS = scores_HRS.masked_fill(~mask_RS, float("-inf")).softmax(-1).mean(0)
+    into = torch.from_numpy(observed.into).to(q_RHD.device)
+    observed.record_LRP[layer, into.unsqueeze(1), sequence.key_positions.unsqueeze(0)] = mean_RS

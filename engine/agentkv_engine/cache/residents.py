@@ -1,0 +1,143 @@
+"""Kept KV by handle: what the middleware calls segments, and how it leaves the pool and comes back.
+
+Shapes: L layers, N tokens, K kv heads, D head dimension.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agentkv_engine.cache.block_pool import BlockPool
+from agentkv_engine.cache.key_table import Keys
+from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.config import BLOCK_SIZE
+from agentkv_engine.errors import RequestRefused, UnknownHandle
+from agentkv_engine.reuse import PlacedSpan, Resident
+from agentkv_engine.scheduler.levels import Levels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResidentTensors:
+    """A resident outside the pool: one K and V a token and layer, whatever runs and levels it had.
+
+    Attributes:
+        token_ids: the tokens.
+        exact, hops: as in `Resident`.
+        homes_N: int64, the position at which each K is rotated.
+        k_LNKD, v_LNKD: on CPU, in the pool's dtype.
+    """
+
+    token_ids: tuple[int, ...]
+    exact: bool
+    hops: int
+    homes_N: Tensor
+    k_LNKD: Tensor
+    v_LNKD: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    resident: Resident
+    keys: Keys  # as seen by a reader that has the first token at position 0
+
+
+class Residents:
+    """The registry of kept KV. Handles are keeper ids of the block pool."""
+
+    def __init__(self, pool: BlockPool, tensors: KVPool, levels: Levels, on_evict: Callable[[int], None]) -> None:
+        self._pool = pool
+        self._tensors = tensors
+        self._levels = levels
+        self._on_evict = on_evict
+        self._kept: dict[int, _Kept] = {}
+
+    def __contains__(self, handle: int | None) -> bool:
+        return handle in self._kept
+
+    def keep(self, token_ids: tuple[int, ...], keys: Keys, start: int, *, exact: bool, hops: int) -> Resident:
+        """Keep the keys that a sequence has at positions start..; nothing is copied."""
+        handle = self._pool.keep(np.unique(keys.slots_KN // BLOCK_SIZE).tolist(), lambda: self._dropped(handle))
+        self._pool.seal(keys.slots_KN)
+        resident = Resident(handle=handle, token_ids=token_ids, exact=exact, hops=hops)
+        self._kept[handle] = _Kept(resident, keys.moved(-start))
+        return resident
+
+    def keys_for(self, span: PlacedSpan) -> Keys:
+        """The keys of a placed span, as its reader sees them."""
+        kept = self._find(span.handle)
+        first = span.resident_start
+        return kept.keys[first : first + span.num_tokens].moved(span.start - first)
+
+    def tokens_of(self, span: PlacedSpan) -> tuple[int, ...]:
+        """The token ids that a placed span would read; shorter than the span where the resident ends before it."""
+        return self._find(span.handle).resident.token_ids[span.resident_start : span.resident_start + span.num_tokens]
+
+    def touch(self, handle: int) -> None:
+        """It was read."""
+        self._pool.touch(handle)
+
+    def release(self, handle: int) -> None:
+        """Give a resident up. Running sequences that read it go on; `on_evict` is not called.
+
+        Raises:
+            UnknownHandle: it is not there (any more).
+        """
+        self._find(handle)
+        del self._kept[handle]
+        self._pool.drop(handle)
+
+    def num_bytes(self, handle: int) -> int:
+        """Bytes of the blocks behind a resident, shared ones included."""
+        self._find(handle)
+        return len(self._pool.blocks_of(handle)) * self._tensors.block_bytes
+
+    def export(self, handle: int) -> ResidentTensors:
+        """Copy a resident out of the pool."""
+        kept = self._find(handle)
+        layers = [
+            self._tensors.read(layer, self._device_slots(kept.keys.slots_KN[self._levels.list_of_layer(layer)]))
+            for layer in range(self._tensors.num_layers)
+        ]
+        return ResidentTensors(
+            token_ids=kept.resident.token_ids,
+            exact=kept.resident.exact,
+            hops=kept.resident.hops,
+            homes_N=torch.from_numpy(np.arange(len(kept.keys)) - kept.keys.offsets_N),
+            k_LNKD=torch.stack([k for k, _ in layers]).cpu(),
+            v_LNKD=torch.stack([v for _, v in layers]).cpu(),
+        )
+
+    def load(self, tensors: ResidentTensors) -> Resident:
+        """Bring an exported resident back into the pool.
+
+        Raises:
+            RequestRefused: the pool has no room for it.
+        """
+        num_tokens = len(tensors.token_ids)
+        blocks = self._pool.allocate(-(-num_tokens // BLOCK_SIZE))
+        if blocks is None:
+            raise RequestRefused(f"no room to load {num_tokens} tokens of KV: release residents or raise kv_memory")
+        slots = (np.asarray(blocks)[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)[:num_tokens]
+        for layer in range(self._tensors.num_layers):
+            device_slots = self._device_slots(slots)
+            k, v = tensors.k_LNKD[layer], tensors.v_LNKD[layer]
+            self._tensors.write(layer, device_slots, k.to(device_slots.device), v.to(device_slots.device))
+        keys = Keys(np.tile(slots, (len(self._levels), 1)), np.arange(num_tokens) - tensors.homes_N.numpy())
+        resident = self.keep(tensors.token_ids, keys, 0, exact=tensors.exact, hops=tensors.hops)
+        self._pool.unpin(blocks)
+        return resident
+
+    def _find(self, handle: int | None) -> _Kept:
+        if handle is None or handle not in self._kept:
+            raise UnknownHandle(f"no resident has handle {handle}: it was released or evicted")
+        return self._kept[handle]
+
+    def _dropped(self, handle: int) -> None:
+        if self._kept.pop(handle, None) is not None:
+            self._on_evict(handle)
+
+    def _device_slots(self, slots: np.ndarray) -> Tensor:
+        return torch.from_numpy(slots).to(self._tensors.device)

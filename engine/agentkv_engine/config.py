@@ -1,0 +1,36 @@
+"""Settings of one engine. Nothing else in the engine reads the environment."""
+
+from dataclasses import dataclass
+
+import torch
+
+BLOCK_SIZE = 16
+"""Slots in a block: the unit of allocation and of reference counts."""
+
+MAX_LEVELS = 8
+"""Most distinct depths an engine may be configured with: attention metadata is built once a level."""
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine.
+
+    Attributes:
+        kv_memory: bytes of KV that the pool may hold.
+        max_rows_per_step: token budget of a step: prefill chunks, decodes, probes and repairs together.
+        max_sequences: most sequences that run at once.
+        context_length: most tokens of a sequence; None takes the model's.
+        levels: depths a repair may have, ascending; the last must be the number of layers; None is full depth only.
+        device: where weights and KV live, e.g. `cpu` or `cuda`.
+        dtype: of weights and KV; None takes float32 on CPU and the checkpoint's on an accelerator.
+    """
+
+    kv_memory: int = 1 * GIB
+    max_rows_per_step: int = 1024
+    max_sequences: int = 64
+    context_length: int | None = None
+    levels: tuple[int, ...] | None = None
+    device: str = "cpu"
+    dtype: torch.dtype | None = None

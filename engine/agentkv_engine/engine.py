@@ -1,0 +1,284 @@
+"""The engine: schedule, run, update. Single-threaded; callers of several threads serialise their calls."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from agentkv_engine.attention.sdpa import SdpaBackend
+from agentkv_engine.cache.block_pool import BlockPool, EvictionPolicy, LeastRecentlyUsed
+from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.prefix_index import PrefixIndex
+from agentkv_engine.cache.residents import Residents, ResidentTensors
+from agentkv_engine.config import BLOCK_SIZE, EngineConfig
+from agentkv_engine.errors import PromptTooLong, RequestRefused, UnknownHandle
+from agentkv_engine.model.checkpoint import load_decoder
+from agentkv_engine.model.decoder import Decoder
+from agentkv_engine.request import FinishReason, Request, ReuseMode, StepOutput
+from agentkv_engine.reuse import Resident
+from agentkv_engine.runner.inputs import InputBuilder
+from agentkv_engine.runner.model_runner import ModelRunner
+from agentkv_engine.scheduler.admission import Admission
+from agentkv_engine.scheduler.budget import BudgetPolicy, FixedBudget
+from agentkv_engine.scheduler.levels import Levels
+from agentkv_engine.scheduler.scheduler import Scheduler
+from agentkv_engine.scheduler.sequence import Sequence
+
+__all__ = ["Engine", "EvictionPolicy", "LeastRecentlyUsed", "MemoryStats", "ResidentTensors"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryStats:
+    """How the pool's blocks are held. A block that several keepers share is counted once.
+
+    Attributes:
+        num_blocks: all blocks.
+        free: held by nobody.
+        kept: held by residents or the prefix index.
+        pinned: held by running sequences.
+        block_bytes: bytes of one block, all layers.
+    """
+
+    num_blocks: int
+    free: int
+    kept: int
+    pinned: int
+    block_bytes: int
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of KV that is kept."""
+        return self.kept * self.block_bytes
+
+
+class Engine:
+    """Serves requests over one model and one pool of KV.
+
+    Args:
+        decoder: the model, on `config.device`.
+        config: see `EngineConfig`.
+        revision: names the weights; stands at the root of every prefix key.
+        eviction: the order in which kept KV goes when blocks are wanted.
+        on_evict: called with the handle of a resident that was evicted (not with those that are released).
+        budget: rows of a step; None takes `FixedBudget(config.max_rows_per_step)`.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: EngineConfig,
+        *,
+        revision: str = "",
+        eviction: EvictionPolicy | None = None,
+        on_evict: Callable[[int], None] = lambda handle: None,
+        budget: BudgetPolicy | None = None,
+    ) -> None:
+        shape = decoder.config
+        dtype = decoder.embedding.weight.dtype
+        levels = Levels(config.levels, shape.num_layers)
+        block_bytes = BLOCK_SIZE * shape.kv_values_per_token * dtype.itemsize
+        num_blocks = config.kv_memory // block_bytes
+        if num_blocks < 1:
+            raise RequestRefused(f"kv_memory of {config.kv_memory} bytes holds no block: give at least {block_bytes}")
+        self.config = config
+        self.model_config = shape
+        self.context_length = min(config.context_length or shape.context_length, shape.context_length)
+        self._pool = BlockPool(num_blocks, eviction or LeastRecentlyUsed())
+        self._tensors = KVPool(
+            num_layers=shape.num_layers,
+            num_blocks=num_blocks,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            dtype=dtype,
+            device=config.device,
+        )
+        self._prefixes = PrefixIndex(self._pool, f"{revision}/{dtype}")
+        self._residents = Residents(self._pool, self._tensors, levels, on_evict)
+        admission = Admission(self._pool, self._prefixes, self._residents, levels, config.device)
+        self._scheduler = Scheduler(
+            self._pool,
+            admission,
+            levels,
+            budget or FixedBudget(config.max_rows_per_step),
+            max_sequences=config.max_sequences,
+            limit=self.max_tokens,
+        )
+        backend = SdpaBackend(decoder.rope, config.device)
+        inputs = InputBuilder(
+            pool=self._tensors, backend=backend, rope=decoder.rope, levels=levels, device=config.device
+        )
+        self._runner = ModelRunner(decoder, inputs)
+        self._arrivals = 0
+
+    @classmethod
+    def from_directory(
+        cls,
+        directory: Path,
+        config: EngineConfig | None = None,
+        *,
+        eviction: EvictionPolicy | None = None,
+        on_evict: Callable[[int], None] = lambda handle: None,
+    ) -> "Engine":
+        """Load a Hugging Face directory (config.json, safetensors).
+
+        Raises:
+            CheckpointError: what is wrong with the directory (see `agentkv_engine.errors`).
+        """
+        config = config or EngineConfig()
+        dtype = config.dtype or (torch.float32 if config.device == "cpu" else torch.bfloat16)
+        decoder = load_decoder(directory, dtype=dtype, device=config.device)
+        return cls(decoder, config, revision=str(directory.resolve()), eviction=eviction, on_evict=on_evict)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a sequence: what the model was made for, or what the pool can hold."""
+        return min(self.context_length, self._pool.num_blocks * BLOCK_SIZE)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+        return self._scheduler.has_work
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a running request had to give way."""
+        return self._scheduler.num_preemptions
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestRefused: it can never run; the message says what to change.
+        """
+        self._validate(request)
+        generator = torch.Generator(device=self.config.device)
+        if request.sampling.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(request.sampling.seed)
+        self._scheduler.add(
+            Sequence(
+                request=request,
+                arrival=self._arrivals,
+                generator=generator,
+                token_ids=list(request.token_ids),
+                spans=request.spans if request.mode is ReuseMode.SCREENED else (),
+            )
+        )
+        self._arrivals += 1
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request at any time and free what it holds; unknown ids are ignored (it may just have ended)."""
+        seq = self._scheduler.find(request_id)
+        if seq is not None:
+            self._scheduler.abort(seq)
+
+    def finish(self, request_id: str) -> None:
+        """End a request now, as if its last token had been a stop token; its KV can be kept until the next step."""
+        self._scheduler.finish(self._find(request_id), FinishReason.STOP)
+
+    def step(self) -> list[StepOutput]:
+        """Run one step; returns what it brought, request by request."""
+        schedule = self._scheduler.schedule()
+        if not schedule.scheduled:
+            return self._scheduler.update(schedule, (), ())
+        result = self._runner.run(schedule, self._pool.assert_writable)
+        return self._scheduler.update(schedule, result.logits, result.sampled)
+
+    def keep(self, request_id: str, start: int, end: int) -> Resident:
+        """Keep the KV of positions [start, end) of a request, from the step that computed them to the step after its last
+        output. Nothing is copied; rows that were only reused keep pointing to where they lie.
+
+        Raises:
+            UnknownHandle: no such request is in the engine.
+            RequestRefused: positions that have no KV (yet).
+        """
+        seq = self._find(request_id)
+        if seq.residence is None or not 0 <= start < end <= seq.num_computed:
+            raise RequestRefused(
+                f"{request_id} has KV of positions 0..{seq.num_computed}, not of {start}..{end}: keep a part that is computed"
+            )
+        exact = end <= seq.residence.exact_until
+        keys = seq.residence.table.copy_out(start, end)
+        token_ids = tuple(seq.token_ids[start:end])
+        return self._residents.keep(token_ids, keys, start, exact=exact, hops=0 if exact else seq.residence.hops)
+
+    def release(self, handle: int) -> None:
+        """Give a resident up; requests that read it go on. Raises UnknownHandle."""
+        self._residents.release(handle)
+
+    def export(self, handle: int) -> ResidentTensors:
+        """Copy a resident out of the pool, for a lower tier. Raises UnknownHandle."""
+        return self._residents.export(handle)
+
+    def load(self, tensors: ResidentTensors) -> Resident:
+        """Bring an exported resident back. Raises RequestRefused where there is no room."""
+        return self._residents.load(tensors)
+
+    def resident_bytes(self, handle: int) -> int:
+        """Bytes of the blocks behind a resident, shared ones included. Raises UnknownHandle."""
+        return self._residents.num_bytes(handle)
+
+    def memory(self) -> MemoryStats:
+        """How the pool is held now."""
+        return MemoryStats(
+            num_blocks=self._pool.num_blocks,
+            free=self._pool.num_free,
+            kept=self._pool.num_kept,
+            pinned=self._pool.num_blocks - self._pool.num_unpinned,
+            block_bytes=self._tensors.block_bytes,
+        )
+
+    def check(self) -> None:
+        """Integrity of all holds; raises AssertionError. Cheap enough for tests after every step."""
+        self._pool.check()
+
+    def _find(self, request_id: str) -> Sequence:
+        seq = self._scheduler.find(request_id)
+        if seq is None:
+            raise UnknownHandle(f"no request {request_id!r} is in the engine: it ended, was aborted, or never came")
+        return seq
+
+    def _validate(self, request: Request) -> None:
+        num_tokens = len(request.token_ids)
+        if num_tokens == 0:
+            raise RequestRefused("the prompt is empty: give at least one token")
+        if not all(
+            0 <= token < self.model_config.vocab_size for token in (min(request.token_ids), max(request.token_ids))
+        ):
+            raise RequestRefused(f"token ids must lie in 0..{self.model_config.vocab_size - 1}")
+        if num_tokens > self.context_length - 1:
+            raise PromptTooLong(num_tokens, self.context_length - 1, "the model's context", "shorten the messages")
+        if num_tokens > self.max_tokens - 1:
+            raise PromptTooLong(num_tokens, self.max_tokens - 1, "the KV memory", "raise --kv-memory or shorten it")
+        if self._scheduler.find(request.request_id) is not None:
+            raise RequestRefused(f"request id {request.request_id!r} is in use: give each request its own")
+        self._validate_output(request)
+        if request.mode is ReuseMode.SCREENED:
+            self._validate_spans(request)
+
+    def _validate_output(self, request: Request) -> None:
+        if request.sampling.max_tokens < 1:
+            raise RequestRefused(f"max_tokens is {request.sampling.max_tokens}: ask for at least 1")
+        if not request.sampling.temperature >= 0:
+            raise RequestRefused(f"temperature is {request.sampling.temperature}: it must be 0 or more")
+        if request.forced_output is not None:
+            room = self.max_tokens - len(request.token_ids)
+            if not 1 <= len(request.forced_output) <= room:
+                raise RequestRefused(f"the forced output has {len(request.forced_output)} tokens: give 1..{room}")
+
+    def _validate_spans(self, request: Request) -> None:
+        end = 0
+        for span in request.spans:
+            if not end <= span.start < span.end <= len(request.token_ids):
+                raise RequestRefused(f"span {span.start}..{span.end} is empty, out of order, or outside the prompt")
+            end = span.end
+            if span.handle in self._residents:
+                here = request.token_ids[span.start : span.end]
+                if self._residents.tokens_of(span) != here:
+                    raise RequestRefused(
+                        f"span {span.start}..{span.end} and its resident {span.handle} differ in tokens"
+                    )
+        if request.spans and request.selector is None:
+            raise RequestRefused("spans need a selector that says what to repair: give `selector`")

@@ -1,0 +1,65 @@
+"""What a forward pass is given: the rows of one step, sorted by depth, and where their keys lie.
+
+Shapes: N rows of the step. A row of depth d writes K and V in layers 0..d and attends in layers 0..d-1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from agentkv_engine.attention.backend import AttentionBackend
+from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.model.rope import Rotation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The rows of one step. All counts are known on the host before the step runs.
+
+    Attributes:
+        token_ids_N, slots_N: token of each row, and the slot it writes (int64).
+        rotation_N: rotary rotation at each row's position, ([N, D/2], [N, D/2]).
+        turned: rows that stand in a run of reused keys: their indices (host and device), and the run's rotation.
+        writing, attending: rows that write, and rows that attend, in each layer.
+        attention_of_layer: the back end's prepared metadata of each layer; layers of one level share it.
+        logits_rows: indices of the rows whose logits are wanted, all of full depth.
+        pool, backend: where keys lie, and what reads them.
+    """
+
+    token_ids_N: Tensor
+    slots_N: Tensor
+    rotation_N: Rotation
+    turned: tuple[Sequence[int], Tensor, Rotation] | None
+    writing: tuple[int, ...]
+    attending: tuple[int, ...]
+    attention_of_layer: tuple[Any, ...]
+    logits_rows: Tensor
+    pool: KVPool
+    backend: AttentionBackend[Any]
+
+    def num_writing(self, layer: int) -> int:
+        """Rows of depth >= layer: they have a hidden state here and write K and V."""
+        return self.writing[layer]
+
+    def num_attending(self, layer: int) -> int:
+        """Rows of depth > layer: they go through this layer."""
+        return self.attending[layer]
+
+    def attention(self, layer: int) -> Any:
+        """Prepared metadata of the rows that attend in this layer."""
+        return self.attention_of_layer[layer]
+
+    def rotation(self, num_rows: int) -> Rotation:
+        """Rotary rotation of the first rows."""
+        cos, sin = self.rotation_N
+        return cos[:num_rows], sin[:num_rows]
+
+    def turned_rows(self, num_rows: int) -> tuple[Tensor, Rotation] | None:
+        """Those of the first `num_rows` that stand in a run, and each one's rotation by the run's offset."""
+        if self.turned is None:
+            return None
+        indices, rows, (cos, sin) = self.turned
+        count = sum(index < num_rows for index in indices)
+        return (rows[:count], (cos[:count], sin[:count])) if count else None

@@ -1,0 +1,137 @@
+"""From a schedule to a `Step`: rows sorted by depth, their slots, and the keys that each sequence's rows may see."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agentkv_engine.attention.backend import AttentionBackend
+from agentkv_engine.attention.rows import ObservedRows, SequenceRows
+from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.model.rope import RotaryEmbedding
+from agentkv_engine.model.step import Step
+from agentkv_engine.scheduler.levels import Levels
+from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
+
+
+@dataclass(frozen=True, slots=True)
+class _RowOrder:
+    """All rows of a step as flat arrays, in the order in which the forward pass runs them."""
+
+    owner_N: np.ndarray
+    index_N: np.ndarray  # among the owner's rows
+    positions_N: np.ndarray
+    depths_N: np.ndarray
+
+    @classmethod
+    def of(cls, schedule: SchedulerOutput) -> "_RowOrder":
+        """Deepest first, then by sequence, then by position."""
+        items = schedule.scheduled
+        owner = np.repeat(np.arange(len(items)), [len(item.rows) for item in items])
+        index = np.concatenate([np.arange(len(item.rows)) for item in items])
+        positions = np.concatenate([item.rows.positions for item in items])
+        depths = np.concatenate([item.rows.depths for item in items])
+        order = np.lexsort((positions, owner, -depths))
+        return cls(owner[order], index[order], positions[order], depths[order])
+
+
+class InputBuilder:
+    """Builds steps for one model and pool."""
+
+    def __init__(
+        self, *, pool: KVPool, backend: AttentionBackend[Any], rope: RotaryEmbedding, levels: Levels, device: str
+    ) -> None:
+        self._pool = pool
+        self._backend = backend
+        self._rope = rope
+        self._levels = levels
+        self._device = device
+
+    def build(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> Step:
+        """The step of a schedule.
+
+        Args:
+            schedule: what to run; at least one row.
+            assert_writable: integrity check of the slots that the rows write.
+        """
+        order = _RowOrder.of(schedule)
+        items = schedule.scheduled
+        slots, offsets = np.empty_like(order.positions_N), np.empty_like(order.positions_N)
+        token_ids = np.empty_like(order.positions_N)
+        for number, item in enumerate(items):
+            mine = order.owner_N == number
+            positions, residence = order.positions_N[mine], item.sequence.held
+            slots[mine] = residence.own_P[positions]
+            offsets[mine] = residence.table.offsets_at(positions)
+            token_ids[mine] = np.asarray(item.sequence.token_ids)[positions]
+        assert_writable(slots)
+        layers = range(self._levels.num_layers)
+        return Step(
+            token_ids_N=self._tensor(token_ids),
+            slots_N=self._tensor(slots),
+            rotation_N=self._rope.at_positions(self._tensor(order.positions_N)),
+            turned=self._turned(offsets),
+            writing=tuple(int((order.depths_N >= layer).sum()) for layer in layers),
+            attending=tuple(int((order.depths_N > layer).sum()) for layer in layers),
+            attention_of_layer=self._attention(items, order),
+            logits_rows=self._tensor(_logits_rows(items, order)),
+            pool=self._pool,
+            backend=self._backend,
+        )
+
+    def _turned(self, offsets_N: np.ndarray) -> tuple[list[int], Tensor, tuple[Tensor, Tensor]] | None:
+        rows = np.flatnonzero(offsets_N)
+        if len(rows) == 0:
+            return None
+        return rows.tolist(), self._tensor(rows), self._rope.by_offsets(self._tensor(offsets_N[rows]))
+
+    def _attention(self, items: tuple[ScheduledSeq, ...], order: _RowOrder) -> tuple[Any, ...]:
+        """Metadata of each layer; layers with the same attending rows and the same slot list share it."""
+        prepared: dict[tuple[int, int], Any] = {}
+        of_layer = []
+        for layer in range(self._levels.num_layers):
+            key = (int((order.depths_N > layer).sum()), self._levels.list_of_layer(layer))
+            if key not in prepared:
+                sequences = [_sequence_rows(number, item, order, *key) for number, item in enumerate(items)]
+                prepared[key] = self._backend.prepare([rows for rows in sequences if len(rows.rows)])
+            of_layer.append(prepared[key])
+        return tuple(of_layer)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def _sequence_rows(
+    number: int, item: ScheduledSeq, order: _RowOrder, num_attending: int, slot_list: int
+) -> SequenceRows:
+    rows = np.flatnonzero(order.owner_N[:num_attending] == number)
+    positions = order.positions_N[rows]
+    residence = item.sequence.held
+    key_positions, key_slots, key_offsets = residence.table.readable(slot_list, int(positions.max(initial=-1)) + 1)
+    observed = None
+    if residence.probe is not None:
+        seen = np.flatnonzero(item.rows.observed[order.index_N[rows]])
+        if len(seen):
+            observed = ObservedRows(
+                rows=seen, into=residence.probe.row_of(positions[seen]), record_LRP=residence.probe.record_LRP
+            )
+    return SequenceRows(
+        rows=rows,
+        positions=positions,
+        key_slots=key_slots,
+        key_positions=key_positions,
+        key_offsets=key_offsets,
+        observed=observed,
+    )
+
+
+def _logits_rows(items: tuple[ScheduledSeq, ...], order: _RowOrder) -> np.ndarray:
+    """Rows whose logits are wanted, by sequence, in order of position."""
+    wanted = []
+    for number, item in enumerate(items):
+        first = len(item.rows) - item.num_logits
+        wanted.append(np.flatnonzero((order.owner_N == number) & (order.index_N >= first)))
+    return np.concatenate(wanted)

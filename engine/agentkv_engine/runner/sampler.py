@@ -1,0 +1,20 @@
+"""Chooses the next token from logits."""
+
+import torch
+from torch import Tensor
+
+from agentkv_engine.request import SamplingParams
+
+
+def sample(logits_V: Tensor, sampling: SamplingParams, generator: torch.Generator) -> int:
+    """The next token: the most likely one at temperature 0, else drawn from softmax(logits / temperature).
+
+    Args:
+        logits_V: float32 [vocabulary].
+        sampling: the request's parameters.
+        generator: the request's own, so that a batch draws what the request draws alone.
+    """
+    if sampling.temperature == 0:
+        return int(logits_V.argmax())
+    probabilities = (logits_V / sampling.temperature).softmax(-1)
+    return int(torch.multinomial(probabilities, 1, generator=generator))

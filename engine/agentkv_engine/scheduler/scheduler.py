@@ -1,0 +1,286 @@
+"""Who runs in the next step, with which rows; who gives way when the pool is full; what the results mean."""
+
+from collections.abc import Sequence as Ordered
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from agentkv_engine.cache.block_pool import BlockPool
+from agentkv_engine.cache.key_table import NO_SLOT
+from agentkv_engine.config import BLOCK_SIZE
+from agentkv_engine.errors import RequestRefused
+from agentkv_engine.request import FinishReason, ReuseMode, StepOutput
+from agentkv_engine.scheduler.admission import Admission
+from agentkv_engine.scheduler.budget import BudgetPolicy, Load
+from agentkv_engine.scheduler.levels import Levels
+from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
+from agentkv_engine.scheduler.sequence import Phase, Rows, Sequence
+
+
+class Scheduler:
+    """Continuous batching: rows of all running sequences share one budget, decodes first, oldest first.
+
+    A running sequence that finds no block takes those of the youngest one that has nothing in this step yet (preemption
+    by recomputation), and nobody is admitted while one is waiting for blocks: the oldest always gets on.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        admission: Admission,
+        levels: Levels,
+        budget: BudgetPolicy,
+        *,
+        max_sequences: int,
+        limit: int,
+    ) -> None:
+        self._pool = pool
+        self._admission = admission
+        self._levels = levels
+        self._budget = budget
+        self._max_sequences = max_sequences
+        self._limit = limit
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+        self._finished: list[Sequence] = []
+        self._failed: list[StepOutput] = []
+        self.num_preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._waiting or self._running or self._failed)
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        """Admitted sequences that are not finished."""
+        return tuple(self._running)
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a sequence; first come, first admitted."""
+        self._waiting.append(seq)
+
+    def find(self, request_id: str) -> Sequence | None:
+        """The sequence of a request: waiting, running, or finished in the last step."""
+        everyone = (*self._waiting, *self._running, *self._finished)
+        return next((seq for seq in everyone if seq.request_id == request_id), None)
+
+    def abort(self, seq: Sequence) -> None:
+        """Forget a sequence and give back what it holds."""
+        for group in (self._waiting, self._running, self._finished):
+            if seq in group:
+                group.remove(seq)
+        if seq.residence is not None:
+            self._admission.release(seq)
+
+    def finish(self, seq: Sequence, reason: FinishReason) -> None:
+        """End a sequence; a running one holds its keys until the next step, so that they can be kept."""
+        if seq.residence is None:
+            self._waiting.remove(seq)
+        else:
+            self._running.remove(seq)
+            self._finished.append(seq)
+            if seq.num_computed >= seq.num_prompt:
+                self._admission.index(seq, num_tokens=seq.num_computed)
+        seq.phase, seq.finish_reason = Phase.FINISHED, reason
+
+    def schedule(self) -> SchedulerOutput:
+        """Choose the rows of the next step and give each a slot."""
+        while self._finished:
+            self._admission.release(self._finished.pop())
+        left = self._budget.rows(self._load())
+        chosen: dict[Sequence, ScheduledSeq] = {}
+        stalled = False
+        for seq in sorted(self._running, key=lambda s: (len(s.queue) > 1, s.arrival)):
+            if left > 0 and seq.phase is not Phase.WAITING:
+                left -= self._schedule_rows(seq, left, chosen)
+                stalled |= seq not in chosen
+        while left > 0 and not stalled and self._waiting and len(self._running) < self._max_sequences:
+            seq = self._waiting[0]
+            if not self._admit(seq):
+                break
+            left -= self._schedule_rows(seq, left, chosen)
+            stalled = seq not in chosen
+        return SchedulerOutput(scheduled=tuple(chosen.values()))
+
+    def update(
+        self, schedule: SchedulerOutput, logits: Ordered[Tensor], sampled: Ordered[int | None]
+    ) -> list[StepOutput]:
+        """Take in what a step computed.
+
+        Args:
+            schedule: the step.
+            logits: for each scheduled sequence, float32 [num_logits, vocabulary].
+            sampled: for each, the token sampled from its last logits, if any.
+        """
+        outputs, self._failed = self._failed, []
+        for item, rows, token in zip(schedule.scheduled, logits, sampled, strict=True):
+            output = self._advance(item, rows, token)
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def _load(self) -> Load:
+        return Load(
+            num_running=len(self._running),
+            waiting_rows=sum(len(seq.queue) for seq in self._running),
+            free_share=self._pool.num_unpinned / self._pool.num_blocks,
+        )
+
+    def _admit(self, seq: Sequence) -> bool:
+        if not self._admission.admit(seq):
+            if self._running or not self._retry_alone(seq):
+                return False
+            return self._admit(seq)
+        self._waiting.pop(0)
+        self._running.append(seq)
+        return True
+
+    def _schedule_rows(self, seq: Sequence, left: int, chosen: dict[Sequence, ScheduledSeq]) -> int:
+        """Schedule up to `left` rows of a sequence, making room if need be; returns how many."""
+        rows = seq.queue[:left]
+        while not self._assign_slots(seq, rows):
+            younger = [s for s in self._running if s.arrival > seq.arrival and s not in chosen]
+            if younger:
+                self._preempt(max(younger, key=lambda s: s.arrival))
+            elif len(self._running) > 1:
+                return 0  # those in this step will end and give back what they hold
+            elif len(rows) > BLOCK_SIZE:
+                rows = rows[: len(rows) // 2]
+            else:
+                self._preempt(seq)
+                self._retry_alone(seq)
+                return 0
+        chosen[seq] = ScheduledSeq(sequence=seq, rows=rows, num_logits=self._num_logits(seq, rows))
+        return len(rows)
+
+    def _retry_alone(self, seq: Sequence) -> bool:
+        """Nothing else runs and there still is no room: give up reuse, then the request. False when it was given up."""
+        if not seq.reuse_given_up and seq.request.mode is not ReuseMode.OFF:
+            seq.reuse_given_up, seq.spans, seq.plan = True, (), None
+            seq.fallbacks["no_room"] += 1
+            return True
+        self._waiting.remove(seq)
+        if seq.num_emitted:
+            self._failed.append(StepOutput(request_id=seq.request_id, finish_reason=FinishReason.LENGTH))
+        else:
+            error = RequestRefused(
+                f"the prompt's {seq.num_prompt} tokens do not fit beside {self._pool.num_kept} kept blocks of "
+                f"{self._pool.num_blocks}: unpin segments or raise kv_memory"
+            )
+            self._failed.append(StepOutput(request_id=seq.request_id, error=error))
+        return False
+
+    def _preempt(self, seq: Sequence) -> None:
+        self.num_preemptions += 1
+        self._admission.release(seq)
+        seq.phase = Phase.WAITING
+        self._running.remove(seq)
+        self._waiting.append(seq)
+        self._waiting.sort(key=lambda s: s.arrival)
+
+    def _assign_slots(self, seq: Sequence, rows: Rows) -> bool:
+        """Give every row the slot it writes: a private one, or scratch for a probe's row on reused keys."""
+        residence = seq.held
+        own = residence.own_slots(rows.positions)
+        missing = rows.positions[own == NO_SLOT]
+        borrowed = np.zeros(len(missing), dtype=bool)
+        if residence.probe is not None:
+            borrowed = np.isin(missing, residence.probe.borrowed_N)
+            scratch = residence.probe.scratch.take(int(borrowed.sum()))
+            if scratch is None:
+                return False
+            residence.own_P[missing[borrowed]] = scratch
+        slots = residence.private.take(int((~borrowed).sum()))
+        if slots is None:
+            return False
+        residence.own_P[missing[~borrowed]] = slots
+        num_lists = self._levels.num_lists(rows.depths)
+        residence.table.write(rows.positions, num_lists, residence.own_P[rows.positions])
+        return True
+
+    def _num_logits(self, seq: Sequence, rows: Rows) -> int:
+        """Logits are wanted of the last known row, and of forced rows whose logits were asked for and not given yet."""
+        if seq.phase is Phase.PROBING:
+            return 0
+        first_wanted = seq.num_to_forward - 1
+        if seq.request.forced_output is not None:
+            first_wanted = seq.num_prompt - 1 + seq.num_emitted if seq.request.return_logits else seq.num_to_forward
+        return int((rows.positions >= first_wanted).sum())
+
+    def _advance(self, item: ScheduledSeq, logits: Tensor, token: int | None) -> StepOutput | None:
+        seq = item.sequence
+        self._charge(seq, item.rows)
+        seq.queue = seq.queue[len(item.rows) :]
+        if seq.phase is Phase.PROBING:
+            if len(seq.queue) == 0:
+                self._admission.finish_probe(seq)
+            return None
+        seq.num_computed = int(seq.queue.positions[0]) if len(seq.queue) else seq.num_to_forward
+        if seq.num_computed < seq.num_prompt:
+            return None
+        if seq.num_emitted == 0:
+            self._admission.index(seq, num_tokens=seq.num_prompt)
+        return self._emit(seq, logits, token)
+
+    def _charge(self, seq: Sequence, rows: Rows) -> None:
+        """Count the layers that ran for the prompt, by kind of work."""
+        in_prompt = rows.positions < seq.num_prompt
+        reused = np.zeros(len(rows), dtype=bool)
+        for span in seq.held.view.spans:
+            reused |= (rows.positions >= span.start) & (rows.positions < span.end)
+        probe = rows.observed
+        for kind, which in (("probe", probe), ("repair", reused & ~probe), ("fresh", ~reused & ~probe)):
+            seq.row_layers[kind] += int(rows.depths[which & in_prompt].sum())
+
+    def _emit(self, seq: Sequence, logits: Tensor, token: int | None) -> StepOutput | None:
+        new = self._next_tokens(seq, token)
+        if not new:
+            return None
+        sources = None
+        if seq.num_emitted == 0:
+            assert seq.sources is not None
+            sources = replace(
+                seq.sources,
+                probe_row_layers=seq.row_layers["probe"],
+                repair_row_layers=seq.row_layers["repair"],
+                fresh_row_layers=seq.row_layers["fresh"],
+                fallbacks=tuple(sorted(seq.fallbacks.items())),
+            )
+        seq.num_emitted += len(new)
+        if (reason := self._finish_reason(seq)) is not None:
+            self.finish(seq, reason)
+        elif seq.request.forced_output is None:
+            seq.queue = Rows.of(np.asarray([len(seq.token_ids) - 1]), np.asarray([self._levels.num_layers]))
+        return StepOutput(
+            request_id=seq.request_id,
+            token_ids=tuple(new),
+            logits=logits if seq.request.return_logits else None,
+            finish_reason=reason,
+            sources=sources,
+        )
+
+    def _next_tokens(self, seq: Sequence, token: int | None) -> list[int]:
+        """The tokens that this step brings: sampled, or those forced ones whose distribution is known now."""
+        forced = seq.request.forced_output
+        if forced is None:
+            if token is None:
+                return []
+            seq.token_ids.append(token)
+            return [token]
+        if len(seq.token_ids) == seq.num_prompt:
+            seq.token_ids += forced
+            positions = np.arange(seq.num_prompt, seq.num_to_forward)
+            seq.queue = Rows.of(positions, np.full(len(positions), self._levels.num_layers))
+        return list(forced[seq.num_emitted : seq.num_computed - seq.num_prompt + 1])
+
+    def _finish_reason(self, seq: Sequence) -> FinishReason | None:
+        sampling, forced = seq.request.sampling, seq.request.forced_output
+        if forced is not None:
+            return FinishReason.STOP if seq.num_emitted == len(forced) else None
+        if seq.token_ids[-1] in sampling.stop_token_ids:
+            return FinishReason.STOP
+        if seq.num_emitted >= sampling.max_tokens or len(seq.token_ids) >= self._limit:
+            return FinishReason.LENGTH
+        return None

@@ -1,0 +1,179 @@
+"""A request on its way through the engine: its tokens, its keys, and the rows it still has to compute."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import numpy as np
+import torch
+
+from agentkv_engine.cache.block_pool import BlockPool
+from agentkv_engine.cache.key_table import NO_SLOT, KeyTable
+from agentkv_engine.config import BLOCK_SIZE
+from agentkv_engine.request import FinishReason, Request, TokenSources
+from agentkv_engine.reuse import PlacedSpan, RepairPlan, ReuseView
+
+
+class Phase(Enum):
+    """What a sequence is waiting for."""
+
+    WAITING = auto()
+    PROBING = auto()
+    COMPUTING = auto()
+    FINISHED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one sequence, in order of position: positions, depths, and whether their attention is observed."""
+
+    positions: np.ndarray
+    depths: np.ndarray
+    observed: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, part: slice) -> "Rows":
+        return Rows(self.positions[part], self.depths[part], self.observed[part])
+
+    @classmethod
+    def of(cls, positions: np.ndarray, depths: np.ndarray, observed: np.ndarray | None = None) -> "Rows":
+        """Rows that nobody observes, unless said."""
+        seen = np.zeros(len(positions), dtype=bool) if observed is None else observed
+        return cls(positions.astype(np.int64), depths.astype(np.int64), seen)
+
+
+class PrivateSlots:
+    """Slots that a sequence may write, taken from the pool block by block."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self.blocks: list[int] = []
+        self._unused: list[int] = []
+
+    def take(self, num: int) -> np.ndarray | None:
+        """The next `num` slots; None (and nothing taken) where the pool has no blocks for them."""
+        missing = -(-max(num - len(self._unused), 0) // BLOCK_SIZE)
+        blocks = self._pool.allocate(missing) if missing else []
+        if blocks is None:
+            return None
+        self.blocks += blocks
+        self._unused += [block * BLOCK_SIZE + slot for block in blocks for slot in range(BLOCK_SIZE)]
+        taken, self._unused = self._unused[:num], self._unused[num:]
+        return np.asarray(taken, dtype=np.int64)
+
+    def release(self) -> None:
+        """Unpin all blocks."""
+        self._pool.unpin(self.blocks)
+        self.blocks, self._unused = [], []
+
+
+@dataclass(slots=True)
+class ProbeState:
+    """A probe under way: its rows that stand on reused keys borrow scratch slots, and what it has seen so far."""
+
+    scratch: PrivateSlots
+    borrowed_N: np.ndarray
+    shared_slots_KN: np.ndarray
+    positions: tuple[int, ...]
+    record_LRP: torch.Tensor
+
+    def row_of(self, positions_N: np.ndarray) -> np.ndarray:
+        """Where these probe rows stand in the record."""
+        return np.searchsorted(np.asarray(self.positions), positions_N)
+
+
+@dataclass(slots=True)
+class Residence:
+    """What a running sequence holds in the pool. Made at admission, gone at preemption.
+
+    Attributes:
+        table: positions to slots.
+        private: slots it writes; `own_P` says which position has which.
+        shared_blocks: blocks of others that it has pinned.
+        view: prefix and spans as they were found.
+        depths_P: depth spent on each known position, once the plan is made.
+        exact_until: positions before it are exact.
+        hops: of its rows that are not exact.
+        num_indexed: leading blocks that are in the prefix index.
+    """
+
+    table: KeyTable
+    private: PrivateSlots
+    own_P: np.ndarray
+    shared_blocks: list[int]
+    view: ReuseView
+    depths_P: np.ndarray
+    exact_until: int = 0
+    hops: int = 0
+    num_indexed: int = 0
+    probe: ProbeState | None = None
+
+    def mean_depth(self, start: int, end: int) -> int:
+        """Mean depth spent on positions [start, end), rounded down; what was generated is of full depth."""
+        planned = self.depths_P[start:end]
+        return (int(planned.sum()) + self.view.num_layers * (end - start - len(planned))) // (end - start)
+
+    def own_slots(self, positions_N: np.ndarray) -> np.ndarray:
+        """Private slot of each position, NO_SLOT where it has none yet."""
+        size = int(positions_N.max(initial=-1)) + 1
+        if size > len(self.own_P):
+            self.own_P = np.pad(
+                self.own_P, (0, max(size, 2 * len(self.own_P)) - len(self.own_P)), constant_values=NO_SLOT
+            )
+        return self.own_P[positions_N]
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Progress of one request. Computed rows chase known tokens: no prefill phase, no decode phase.
+
+    Attributes:
+        token_ids: prompt and everything emitted since (all forced tokens, once the prompt is done).
+        queue: rows still to compute, in order.
+        plan: frozen once made; survives preemption while the segments do.
+        spans: spans that may still be read.
+        reuse_given_up: there was no room for what it reads beside what it writes: full prefill.
+        num_emitted: tokens given out so far.
+        num_computed: leading positions that have final keys.
+    """
+
+    request: Request
+    arrival: int
+    generator: torch.Generator
+    token_ids: list[int]
+    spans: tuple[PlacedSpan, ...]
+    phase: Phase = Phase.WAITING
+    reuse_given_up: bool = False
+    residence: Residence | None = None
+    queue: Rows = field(default_factory=lambda: Rows.of(np.empty(0), np.empty(0)))
+    plan: RepairPlan | None = None
+    num_emitted: int = 0
+    num_computed: int = 0
+    finish_reason: FinishReason | None = None
+    sources: TokenSources | None = None
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    row_layers: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        return self.request.request_id
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.token_ids)
+
+    @property
+    def num_to_forward(self) -> int:
+        """Known tokens whose rows are wanted: all, but for the last of a forced output."""
+        forced_out = self.request.forced_output is not None and len(self.token_ids) > self.num_prompt
+        return len(self.token_ids) - forced_out
+
+    @property
+    def held(self) -> Residence:
+        """What it holds in the pool; only for admitted sequences."""
+        assert self.residence is not None, f"{self.request_id} is not admitted"
+        return self.residence
