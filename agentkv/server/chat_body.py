@@ -1,0 +1,116 @@
+"""The body of `/v1/chat/completions`: its shape, and the `ChatRequest` it stands for."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from agentkv.api import ChatMessage, ChatRequest, Reuse
+from agentkv.server.errors import ApiError
+from agentkv.server.fields import CHAT_FIELDS, MESSAGE_FIELDS, STREAM_OPTIONS
+
+Label = Annotated[str, Field(max_length=256)]
+
+
+def join_text(content: Any) -> Any:
+    """Message content as one string: null is empty, parts of text are joined; other types are left to the validator."""
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        return content
+    texts: list[str] = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise PydanticCustomError(
+                "content_part",
+                "a content part of type {kind} can't be read; send text parts only",
+                {"kind": repr(kind)},
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def stop_strings(stop: Any) -> Any:
+    """`stop` as a list: null is none, a string is one."""
+    if stop is None:
+        return []
+    return [stop] if isinstance(stop, str) else stop
+
+
+class MessageBody(BaseModel):
+    """One message as clients send it."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str, BeforeValidator(join_text)] = ""
+    name: Label | None = None
+
+    def to_message(self) -> ChatMessage:
+        """The middleware's message; `developer` is what newer clients call `system`."""
+        role = "system" if self.role == "developer" else self.role
+        return ChatMessage(role=role, content=self.content, name=self.name)
+
+
+class VendorBody(BaseModel):
+    """The vendor field `agentkv`: which kept KV this chat may read, and the rule that repairs it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    reuse: Reuse | None = None
+    selector: Annotated[str, Field(max_length=256)] | None = None
+
+
+class ChatBody(BaseModel):
+    """A chat completion request. Fields beyond these are passed or refused by `CHAT_FIELDS`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str
+    messages: Annotated[list[MessageBody], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1)]], BeforeValidator(stop_strings), Field(max_length=16, default=[])
+    ]
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    cache_salt: Label | None = None
+    agent_hint: Label | None = None
+    agentkv: VendorBody | None = None
+
+    def to_request(self, default_temperature: float) -> ChatRequest:
+        """The chat that is asked for.
+
+        Raises:
+            ApiError: 400, a field that this version can't honour.
+        """
+        CHAT_FIELDS.check(self.model_extra or {})
+        STREAM_OPTIONS.check(self.stream_options or {}, "stream_options.")
+        for index, message in enumerate(self.messages):
+            MESSAGE_FIELDS.check(message.model_extra or {}, f"messages[{index}].")
+        vendor = self.agentkv or VendorBody()
+        return ChatRequest(
+            messages=tuple(message.to_message() for message in self.messages),
+            max_tokens=self._max_tokens(),
+            temperature=default_temperature if self.temperature is None else self.temperature,
+            stop=tuple(self.stop),
+            seed=self.seed,
+            reuse=vendor.reuse,
+            selector=vendor.selector,
+            agent=self.agent_hint or None,
+            cache_salt=self.cache_salt or "",
+        )
+
+    def _max_tokens(self) -> int | None:
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            message = (
+                f"max_tokens is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}: they mean "
+                "the same, give one"
+            )
+            raise ApiError(400, message, param="max_tokens", code="invalid_value")
+        return self.max_completion_tokens or self.max_tokens

@@ -1,0 +1,95 @@
+"""Request fields that the server does not act on: which may pass, and which would change the answer.
+
+Nothing is silently ignored. A field that cannot change the reply passes; one that this version can't honour passes only
+with a value that asks for nothing; any other is refused by name.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from agentkv.server.errors import ApiError
+
+
+class FieldPolicy:
+    """What to do with fields beyond those that are honoured.
+
+    Args:
+        harmless: fields that cannot change the reply, whatever their value.
+        neutral: fields that are not honoured, with the values that ask for nothing; null always does.
+    """
+
+    def __init__(self, *, harmless: frozenset[str], neutral: Mapping[str, tuple[Any, ...]]) -> None:
+        self._harmless = harmless
+        self._neutral = neutral
+
+    def check(self, fields: Mapping[str, Any], where: str = "") -> None:
+        """Pass or refuse `fields`; `where` is the path in front of their names.
+
+        Raises:
+            ApiError: 400, naming the field.
+        """
+        for name, value in fields.items():
+            if value is None or name in self._harmless:
+                continue
+            param = f"{where}{name}"
+            if name not in self._neutral:
+                message = f"{param}: this server knows no such field; leave it out"
+                raise ApiError(400, message, param=param, code="unknown_parameter")
+            if value not in self._neutral[name]:
+                message = f"{param}: not supported by this version of agentkv; leave it out"
+                raise ApiError(400, message, param=param, code="unsupported_parameter")
+
+
+CHAT_FIELDS = FieldPolicy(
+    harmless=frozenset(
+        {
+            "metadata",
+            "parallel_tool_calls",
+            "prediction",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+            "safety_identifier",
+            "service_tier",
+            "session_id",
+            "store",
+            "user",
+        }
+    ),
+    neutral={
+        "audio": (),
+        "best_of": (1,),
+        "echo": (False,),
+        "frequency_penalty": (0,),
+        "function_call": ("none", "auto"),
+        "functions": ([],),
+        "ignore_eos": (False,),
+        "logit_bias": ({},),
+        "logprobs": (False,),
+        "min_p": (0,),
+        "min_tokens": (0,),
+        "modalities": (["text"],),
+        "n": (1,),
+        "presence_penalty": (0,),
+        "reasoning_effort": (),
+        "repetition_penalty": (1,),
+        "response_format": ({"type": "text"},),
+        "return_token_ids": (False,),
+        "tool_choice": ("none", "auto"),
+        "tools": ([],),
+        "top_k": (0, -1),
+        "top_logprobs": (0,),
+        "top_p": (1,),
+        "verbosity": ("medium",),
+        "web_search_options": (),
+    },
+)
+
+# Clients send back messages as they got them, with fields of other vendors; `id` of a tool call only pairs it up.
+MESSAGE_FIELDS = FieldPolicy(
+    harmless=frozenset({"annotations", "id", "tool_call_id"}),
+    neutral={"audio": (), "function_call": (), "reasoning_content": ("",), "refusal": ("",), "tool_calls": ([],)},
+)
+
+STREAM_OPTIONS = FieldPolicy(
+    harmless=frozenset({"include_usage", "include_obfuscation"}), neutral={"continuous_usage_stats": (False,)}
+)

@@ -1,0 +1,78 @@
+"""What operators and clients ask besides chats: models, health, readiness, version, metrics."""
+
+from typing import Annotated, Any, Protocol
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import JSONResponse, Response
+
+import agentkv
+from agentkv.api import ChatService
+from agentkv.metrics import CONTENT_TYPE, Metrics
+from agentkv.server.auth import Authenticator
+from agentkv.server.errors import ApiError, model_not_found
+
+
+class HostedService(ChatService, Protocol):
+    """A `ChatService` that runs in this process and knows how it does."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prompt and reply together."""
+        ...
+
+    def health(self) -> dict[str, Any]:
+        """How it does: `status` is `ok` while chats can run, `kv_bytes` maps tiers to bytes, the rest is only shown."""
+        ...
+
+
+def model_routes(service: HostedService, created: int, auth: Authenticator) -> APIRouter:
+    """`/v1/models`: the one that is served. `created` is the Unix time to show for it."""
+    router = APIRouter(dependencies=[Depends(auth)])
+
+    def served() -> dict[str, Any]:
+        return {
+            "id": service.model_id,
+            "object": "model",
+            "created": created,
+            "owned_by": "agentkv",
+            "max_model_len": service.context_length,
+        }
+
+    @router.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [served()]}
+
+    @router.get("/v1/models/{model:path}")  # names of hubs have slashes
+    async def retrieve_model(model: str) -> dict[str, Any]:
+        if model != service.model_id:
+            raise model_not_found(model, service.model_id)
+        return served()
+
+    return router
+
+
+def operation_routes(service: HostedService, metrics: Metrics, auth: Authenticator) -> APIRouter:
+    """Health and version for everybody; metrics, which show agents' names, for callers with a key."""
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> JSONResponse:
+        state = service.health()
+        return JSONResponse(state, status_code=200 if state["status"] == "ok" else 503)
+
+    @router.get("/ready")
+    async def ready() -> dict[str, str]:
+        status = service.health()["status"]
+        if status != "ok":
+            raise ApiError(503, f"the service takes no chats: its status is {status!r}", code="not_ready")
+        return {"status": "ready"}
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": agentkv.__version__}
+
+    @router.get("/metrics")
+    async def show_metrics(_: Annotated[str, Depends(auth)]) -> Response:
+        return Response(metrics.render(), media_type=CONTENT_TYPE)
+
+    return router

@@ -1,0 +1,148 @@
+"""A `ChatService` that says what it is told to, and a real server around it."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+
+from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
+from agentkv.errors import ServiceClosed
+from agentkv.server.app import create_app
+from agentkv.server.settings import ServerSettings
+
+Script = Callable[[ChatRequest], Sequence[str]]
+
+
+def echo(request: ChatRequest) -> list[str]:
+    """Repeat the last message, word by word."""
+    words = request.messages[-1].content.split(" ")
+    return [word if index == 0 else f" {word}" for index, word in enumerate(words)]
+
+
+@dataclass(kw_only=True)
+class FakeService:
+    """Answers from a script, records what it was asked.
+
+    Attributes:
+        script: the pieces of the reply to a request.
+        refuse: raised by `submit`.
+        fail_after: pieces after which `failure` is raised in the stream.
+        hold_after: pieces after which a stream waits until it is cancelled.
+    """
+
+    script: Script = echo
+    model_id: str = "fake/model"
+    context_length: int = 4096
+    refuse: Exception | None = None
+    fail_after: int | None = None
+    failure: Exception = field(default_factory=lambda: ServiceClosed("the engine failed"))
+    hold_after: int | None = None
+    status: str = "ok"
+    requests: list[ChatRequest] = field(default_factory=list)
+    tenants: list[str] = field(default_factory=list)
+    streams: list["FakeStream"] = field(default_factory=list)
+
+    def submit(self, request: ChatRequest, *, tenant: str = "") -> "FakeStream":
+        if self.refuse is not None:
+            raise self.refuse
+        self.requests.append(request)
+        self.tenants.append(tenant)
+        text = [request.forced_reply] if request.forced_reply is not None else list(self.script(request))
+        stream = FakeStream(self, request, text[: request.max_tokens])
+        self.streams.append(stream)
+        return stream
+
+    def health(self) -> dict[str, Any]:
+        return {"status": self.status, "kv_bytes": {"pool": 1024}}
+
+    def close(self) -> None:
+        self.status = "closed"
+
+
+class FakeStream:
+    """The pieces of a script as deltas; a piece counts as a token."""
+
+    def __init__(self, service: FakeService, request: ChatRequest, pieces: list[str]) -> None:
+        self._service = service
+        self._request = request
+        self._pieces = pieces
+        self.cancelled = threading.Event()
+        self.ended = False
+
+    def __iter__(self) -> Iterator[ChatDelta]:
+        for index, piece in enumerate(self._pieces):
+            if self._at(index):
+                self.cancelled.wait()
+            if self.cancelled.is_set():
+                break
+            yield ChatDelta(text=piece, token_ids=(index,))
+        self._at(len(self._pieces))
+        self.ended = True
+        yield self._last()
+
+    async def __aiter__(self) -> AsyncIterator[ChatDelta]:
+        for index, piece in enumerate(self._pieces):
+            if self._at(index):
+                await asyncio.to_thread(self.cancelled.wait)
+            await asyncio.sleep(0)
+            if self.cancelled.is_set():
+                break
+            yield ChatDelta(text=piece, token_ids=(index,))
+        self._at(len(self._pieces))
+        self.ended = True
+        yield self._last()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def _at(self, index: int) -> bool:
+        """Raise if it is time to fail; whether it is time to hold."""
+        if self._service.fail_after == index and not self.cancelled.is_set():
+            raise self._service.failure
+        return self._service.hold_after == index
+
+    def _last(self) -> ChatDelta:
+        reason = "length" if self._request.max_tokens == len(self._pieces) else "stop"
+        return ChatDelta(text="", finish_reason="abort" if self.cancelled.is_set() else reason, usage=self.usage())
+
+    def usage(self) -> Usage:
+        """One token a character of the prompt: a quarter each of prefix, reused, repaired; the rest computed."""
+        count = sum(len(message.content) for message in self._request.messages)
+        quarter = count // 4
+        reuse = ReuseUsage(
+            prefix=quarter,
+            reused=quarter,
+            repaired=quarter,
+            computed=count - 3 * quarter,
+            segments=2,
+            row_layers=count * 2,
+            full_row_layers=count * 4,
+            selector=self._request.selector or "",
+            agent=self._request.agent or "hash-of-system",
+            misses={"too_short": 1},
+        )
+        return Usage(prompt_tokens=count, completion_tokens=len(self._pieces), reuse=reuse, ttft=0.25, duration=0.5)
+
+
+@contextlib.contextmanager
+def running_server(service: FakeService, settings: ServerSettings | None = None) -> Iterator[str]:
+    """A uvicorn server on a free loopback port in a thread; gives its URL."""
+    app = create_app(service, settings)
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="fake-server")
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server did not start: see its log"
+            time.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
