@@ -16,3 +16,19 @@ The calls others use:
 
 torch is not imported here.
 """
+
+from agentkv.tokenization.prompt import GeneratedText, Prompt, PromptMessage, Splice, Splicer
+from agentkv.tokenization.template import ChatTemplate
+from agentkv.tokenization.token_bytes import Detokenizer
+from agentkv.tokenization.tokenizer import ChatTokenizer
+
+__all__ = [
+    "ChatTemplate",
+    "ChatTokenizer",
+    "Detokenizer",
+    "GeneratedText",
+    "Prompt",
+    "PromptMessage",
+    "Splice",
+    "Splicer",
+]

@@ -98,8 +98,8 @@ class TokenBytes:
             ours = self.join(ids).decode(errors="replace")
             if (ours.removeprefix(" ") if self.strips_first_space else ours) != self._tokenizer.decode(ids):
                 raise ModelError(
-                    f"tokenizer.json decodes with {self._tokenizer.decoder!r}, which is not supported: use a model whose "
-                    "tokenizer is byte-level BPE (Llama 3, Qwen) or SentencePiece's"
+                    f"tokenizer.json decodes with {self._tokenizer.decoder!r}, which is not supported: use a model "
+                    "whose tokenizer is byte-level BPE (Llama 3, Qwen) or SentencePiece's"
                 )
 
 

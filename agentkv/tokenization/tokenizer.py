@@ -1,0 +1,193 @@
+"""`ChatTokenizer`: the tokenizer and chat template of a Hugging Face directory, as one thing."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from agentkv.api import ChatMessage
+from agentkv.errors import InvalidRequest, ModelError, TemplateRefused
+from agentkv.tokenization.assemble import Layout, assemble, lay_out
+from agentkv.tokenization.fences import Fences
+from agentkv.tokenization.generated import locate_generated
+from agentkv.tokenization.pieces import PieceCache
+from agentkv.tokenization.prompt import GeneratedText, Prompt, Splicer
+from agentkv.tokenization.template import ChatTemplate, read_json, special_token_names
+from agentkv.tokenization.token_bytes import Detokenizer, TokenBytes
+
+_PROBE_CONTENTS = (
+    "plain words",
+    " leading",
+    "trailing ",
+    "\n\nlines\n\n",
+    "12345",
+    "中文，字",
+    "🙂 e\u0301",
+    "a\tb",
+    "!?",
+    "",
+)
+
+
+class ChatTokenizer:
+    """Renders and tokenises chats, and turns tokens back into text. Thread-safe.
+
+    Where the template's special tokens fence the messages, so that the parts between them tokenise like the whole (a
+    probe at construction compares the two), the parts' token ids are remembered by their text; otherwise every prompt
+    is tokenised as a whole. Special-token text inside a message is plain text either way; in the second case, a prompt
+    that holds such text is the only one that is cut at the template's special tokens.
+
+    Args:
+        tokenizer: as loaded from tokenizer.json; owned by this object from now on.
+        template: the chat template.
+        eos_token_ids: tokens that end a reply, beside the template's end of turn.
+        max_cached_tokens: most tokens remembered by their text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        eos_token_ids: Iterable[int] = (),
+        max_cached_tokens: int = 1 << 20,
+    ) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        added = tokenizer.get_added_tokens_decoder()
+        self._fences = Fences({token.content: i for i, token in added.items() if token.special})
+        self._token_bytes = TokenBytes(tokenizer)
+        self._template = template
+        layouts = self._probe_layouts()
+        wholes = [tuple(tokenizer.encode(each.text, add_special_tokens=False).ids) for each in layouts]
+        tokenizer.encode_special_tokens = True  # special-token text is plain text, unless the template wrote it
+        self._tokenizer = tokenizer
+        self._pieces = PieceCache(tokenizer, self._token_bytes, max_tokens=max_cached_tokens)
+        parts = [self._assemble(each, _probe(rank)).token_ids for rank, each in enumerate(layouts)]
+        self.is_fenced = parts == wholes and all(len(each.fences) >= len(each.contents) for each in layouts)
+        self._whole = None if self.is_fenced else PieceCache(_copy(tokenizer), self._token_bytes, max_tokens=0)
+        self.stop_token_ids = frozenset(eos_token_ids) | self._end_of_turn()
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> "ChatTokenizer":
+        """Read `tokenizer.json`, the chat template and the end tokens of a Hugging Face directory.
+
+        Raises `ModelError`, naming what is missing or unsupported.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json"
+        if not file.is_file():
+            raise ModelError(
+                f"{path} has no tokenizer.json: give a Hugging Face model directory with a fast tokenizer "
+                "(tokenizer.json) and a chat template"
+            )
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception
+            raise ModelError(f"{file} can't be read: {error}; download the model directory again") from error
+        return cls(tokenizer, ChatTemplate.from_directory(path), eos_token_ids=_eos_token_ids(path, tokenizer))
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary, added tokens included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a plain text: no token is added, and special-token text in it is text like any other."""
+        _check_unicode(text)
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of the tokens, special ones left out, with replacement characters for what is no UTF-8."""
+        stream = self.detokenizer()
+        return stream.feed(token_ids) + stream.finish()
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh stream from token ids to text."""
+        return Detokenizer(self._token_bytes)
+
+    def prompt(self, messages: Sequence[ChatMessage], *, tenant: str = "", splicer: Splicer | None = None) -> Prompt:
+        """Render the messages, ask for a reply, and tokenise.
+
+        Args:
+            messages: the chat.
+            tenant: whose; token ids are remembered per tenant.
+            splicer: knows generated texts; their tokens are put in as they were generated.
+
+        Raises `TemplateRefused` with the template's own words, and `InvalidRequest` for text that is no Unicode.
+        """
+        for index, message in enumerate(messages):
+            _check_unicode(message.content + message.role + (message.name or ""), index)
+        layout = self._lay_out(messages, cut=self.is_fenced)
+        return self._assemble(layout, messages, tenant, splicer)
+
+    def generated(self, text: str, token_ids: Sequence[int]) -> GeneratedText | None:
+        """Which generated ids stand behind a returned text, or None when the text is not what they say.
+
+        Args:
+            text: what the client received: what the ids say, less what the server cut at either end.
+            token_ids: all ids as emitted, end tokens included.
+        """
+        return locate_generated(text, token_ids, self._token_bytes, self.encode)
+
+    def _lay_out(self, messages: Sequence[ChatMessage], *, cut: bool) -> Layout:
+        escaped, escape = self._fences.escape(messages)
+        return lay_out(self._template.render_located(escaped), escape, self._fences if cut or escape.texts else None)
+
+    def _assemble(
+        self, layout: Layout, messages: Sequence[ChatMessage], tenant: str = "", splicer: Splicer | None = None
+    ) -> Prompt:
+        splices = None
+        # SentencePiece puts a space in front of every part: parts around a splice would change the text.
+        if splicer is not None and not self._token_bytes.strips_first_space:
+            splices = splicer([layout.text[start:end] for start, end in layout.contents])
+        pieces = self._pieces if layout.is_cut or self._whole is None else self._whole
+        return assemble(layout, messages, splices, lambda texts: pieces.encode(texts, tenant))
+
+    def _probe_layouts(self) -> list[Layout]:
+        try:
+            rotations = range(len(_PROBE_CONTENTS))
+            return [self._lay_out(_probe(first), cut=True) for first in rotations]
+        except TemplateRefused as error:
+            raise ModelError(f"the chat template can't write a simple conversation: {error}") from error
+
+    def _end_of_turn(self) -> frozenset[int]:
+        messages = (ChatMessage(role="user", content="question"), ChatMessage(role="assistant", content="the reply"))
+        text = self._template.render(messages, add_generation_prompt=False)
+        plain, *rest = self._fences.split(text[text.rfind("the reply") + len("the reply") :])
+        return frozenset({self._fences.ids[rest[0]]}) if rest and not plain.strip() else frozenset()
+
+
+def _probe(first: int) -> list[ChatMessage]:
+    contents = [_PROBE_CONTENTS[(first + k) % len(_PROBE_CONTENTS)] for k in range(3)]
+    roles = ("user", "assistant", "user")
+    return [ChatMessage(role=role, content=content) for role, content in zip(roles, contents, strict=True)]
+
+
+def _copy(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that reads special-token text as special tokens, as tokenizers do unless told otherwise."""
+    return Tokenizer.from_str(tokenizer.to_str())
+
+
+def _eos_token_ids(path: Path, tokenizer: Tokenizer) -> set[int]:
+    ids: set[int] = set()
+    if (path / "generation_config.json").is_file():
+        entry = read_json(path / "generation_config.json").get("eos_token_id")
+        ids.update(entry if isinstance(entry, list) else [] if entry is None else [entry])
+    if (path / "tokenizer_config.json").is_file():
+        eos = special_token_names(read_json(path / "tokenizer_config.json")).get("eos_token")
+        eos_id = tokenizer.token_to_id(eos) if eos is not None else None
+        ids.update([] if eos_id is None else [eos_id])
+    return ids
+
+
+def _check_unicode(text: str, index: int | None = None) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = f"messages[{index}]" if index is not None else "the text"
+        raise InvalidRequest(
+            f"{place} holds {text[error.start]!r}, half of a surrogate pair, which is no character: send valid Unicode",
+            param="messages",
+            code="invalid_unicode",
+        ) from error
