@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from agentkv_engine.engine import Engine
 from agentkv_engine.errors import EngineError
-from agentkv_engine.request import FinishReason, Request, TokenSources
+from agentkv_engine.request import FinishReason, Request, SamplingParams, TokenSources
+from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, Resident, ReuseView
 
 VOCABULARY_SIZE = 460
 
@@ -56,3 +57,47 @@ def run(engine: Engine, *requests: Request) -> dict[str, Answer]:
     for _ in steps(engine, answers):
         pass
     return answers
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPlan:
+    """A selector that repairs given positions at given depths, after an optional probe, and remembers what it saw."""
+
+    depths: dict[int, int]
+    probe_rows: Probe | None = None
+    seen: list[Observation | None] = field(default_factory=list)
+    views: list[ReuseView] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return "fixed"
+
+    def probe(self, view: ReuseView) -> Probe | None:
+        return self.probe_rows
+
+    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
+        self.seen.append(observation)
+        self.views.append(view)
+        reused = {p for span in view.spans for p in range(span.start, span.end)}
+        chosen = sorted(p for p in self.depths if p in reused)
+        return RepairPlan(positions=tuple(chosen), depths=tuple(self.depths[p] for p in chosen))
+
+
+def keep(engine: Engine, token_ids: tuple[int, ...], start: int, end: int, **options: object) -> Resident:
+    """Run a prompt alone and keep a part of it."""
+    run(engine, Request(request_id="author", token_ids=token_ids, sampling=SamplingParams(max_tokens=1), **options))
+    return engine.keep("author", start, end)
+
+
+def span_of(resident: Resident, start: int, *, first: int = 0, length: int | None = None) -> PlacedSpan:
+    """Place a resident (or a part of it) at a prompt position, in a changed context."""
+    size = resident.num_tokens - first if length is None else length
+    return PlacedSpan(
+        start=start,
+        end=start + size,
+        handle=resident.handle,
+        resident_start=first,
+        unseen=((0, start),) if start else (),
+        num_gone=1,
+        hops=resident.hops,
+    )

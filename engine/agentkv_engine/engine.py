@@ -9,6 +9,7 @@ import torch
 from agentkv_engine.attention.sdpa import SdpaBackend
 from agentkv_engine.cache.block_pool import BlockPool, EvictionPolicy, LeastRecentlyUsed
 from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.prefix_index import PrefixIndex
 from agentkv_engine.cache.residents import Residents, ResidentTensors
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
@@ -21,7 +22,6 @@ from agentkv_engine.runner.inputs import InputBuilder
 from agentkv_engine.runner.model_runner import ModelRunner
 from agentkv_engine.scheduler.admission import Admission
 from agentkv_engine.scheduler.budget import BudgetPolicy, FixedBudget
-from agentkv_engine.scheduler.levels import Levels
 from agentkv_engine.scheduler.scheduler import Scheduler
 from agentkv_engine.scheduler.sequence import Sequence
 

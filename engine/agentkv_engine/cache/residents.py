@@ -13,10 +13,10 @@ from torch import Tensor
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import Keys
 from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.levels import Levels
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import RequestRefused, UnknownHandle
 from agentkv_engine.reuse import PlacedSpan, Resident
-from agentkv_engine.scheduler.levels import Levels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,10 +28,10 @@ class Decoder(nn.Module):
     def forward(self, step: Step) -> Tensor:
         """Run a step's rows; returns float32 logits [len(step.logits_rows), vocabulary]."""
         x = F.embedding(step.token_ids_N, self.embedding.weight)
-        for layer in self.layers:
-            if step.num_writing(layer.index) == 0:  # every row was shallower: nothing goes on
+        for index, layer in enumerate(self.layers):
+            if step.num_writing(index) == 0:  # every row was shallower: nothing goes on
                 break
-            x = layer(x[: step.num_writing(layer.index)], step)
+            x = layer(x[: step.num_writing(index)], step)
         if len(step.logits_rows) == 0:
             return x.new_empty(0, self.config.vocab_size, dtype=torch.float32)
         return self.head(self.norm(x[step.logits_rows])).float()

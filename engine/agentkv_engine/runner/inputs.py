@@ -11,9 +11,9 @@ from torch import Tensor
 from agentkv_engine.attention.backend import AttentionBackend
 from agentkv_engine.attention.rows import ObservedRows, SequenceRows
 from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.levels import Levels
 from agentkv_engine.model.rope import RotaryEmbedding
 from agentkv_engine.model.step import Step
-from agentkv_engine.scheduler.levels import Levels
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
 
 

@@ -13,12 +13,12 @@ import torch
 
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT, KeyTable
+from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.prefix_index import PrefixEntry, PrefixIndex
 from agentkv_engine.cache.residents import Residents
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.request import ReuseMode, TokenSources
 from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, ReuseView
-from agentkv_engine.scheduler.levels import Levels
 from agentkv_engine.scheduler.sequence import Phase, PrivateSlots, ProbeState, Residence, Rows, Sequence
 
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT
+from agentkv_engine.cache.levels import Levels
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import RequestRefused
 from agentkv_engine.request import FinishReason, ReuseMode, StepOutput
 from agentkv_engine.scheduler.admission import Admission
 from agentkv_engine.scheduler.budget import BudgetPolicy, Load
-from agentkv_engine.scheduler.levels import Levels
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
 from agentkv_engine.scheduler.sequence import Phase, Rows, Sequence
 
