@@ -18,3 +18,21 @@ itself where it was not kept (`Kept.reason` says why). For a message the residen
 [message.start, message.end); for a reply it holds tokens from `generated.first` on of the generated ids, so the
 service keeps positions `len(prompt.token_ids) + generated.first` to at most `+ generated.last`.
 """
+
+from agentkv.segment.context import Change, Comparison, Context, Trail
+from agentkv.segment.generated import GeneratedMemory
+from agentkv.segment.recognizer import Recognition, Recognizer
+from agentkv.segment.segment import Segment
+from agentkv.segment.shelf import Kept
+
+__all__ = [
+    "Change",
+    "Comparison",
+    "Context",
+    "GeneratedMemory",
+    "Kept",
+    "Recognition",
+    "Recognizer",
+    "Segment",
+    "Trail",
+]

@@ -56,7 +56,14 @@ def locate_generated(
     if offsets is None:
         return None
     return GeneratedText(
-        text=text, token_ids=ids, starts=offsets[0], ends=offsets[1], first=first, last=last, head=head
+        text=text,
+        token_ids=ids,
+        starts=offsets[0],
+        ends=offsets[1],
+        first=first,
+        last=last,
+        before=tuple(token_ids[:first]),
+        head=head,
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PromptMessage:
     """One message's content in a prompt; T = end - start tokens lie wholly inside it.
 
@@ -38,9 +38,9 @@ class PromptMessage:
         return self.end - self.start
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prompt:
-    """A tokenised chat.
+    """A tokenised chat. Two prompts are equal if they are the same object: what is known of one is kept by it.
 
     Attributes:
         token_ids: what the engine is asked with.
@@ -53,7 +53,7 @@ class Prompt:
     num_spliced: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GeneratedText:
     """A returned text and the generated tokens behind it; T tokens.
 
@@ -63,6 +63,7 @@ class GeneratedText:
             re-tokenised at the cut.
         starts, ends: int32 [T], characters of `text` behind each token.
         first, last: half-open range of the *generated* ids that are in `token_ids` as they were generated.
+        before: generated ids before `first`, which the client never saw.
         head: tokens of `token_ids` before the first of these (0 unless the beginning was cut inside a token).
     """
 
@@ -72,6 +73,7 @@ class GeneratedText:
     ends: NDArray[np.int32]
     first: int
     last: int
+    before: tuple[int, ...] = ()
     head: int = 0
 
 
