@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
 from agentkv.errors import ServiceClosed
@@ -130,12 +131,11 @@ class FakeStream:
 
 
 @contextlib.contextmanager
-def running_server(service: FakeService, settings: ServerSettings | None = None) -> Iterator[str]:
-    """A uvicorn server on a free loopback port in a thread; gives its URL."""
-    app = create_app(service, settings)
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2)
+def running_app(app: ASGIApp) -> Iterator[str]:
+    """A uvicorn server on a free loopback port, in a thread; gives its URL."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, name="fake-server")
+    thread = threading.Thread(target=server.run, name="test-server")
     thread.start()
     try:
         while not server.started:
@@ -146,3 +146,18 @@ def running_server(service: FakeService, settings: ServerSettings | None = None)
     finally:
         server.should_exit = True
         thread.join()
+
+
+def running_server(
+    service: FakeService, settings: ServerSettings | None = None
+) -> contextlib.AbstractContextManager[str]:
+    """agentkv's server over `service`."""
+    return running_app(create_app(service, settings))
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Whether the condition comes true within some seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()

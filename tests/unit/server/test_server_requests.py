@@ -1,0 +1,239 @@
+"""What the server makes of request bodies: every field it honours, every one it refuses, every way to be malformed."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from agentkv.api import ChatMessage, ChatRequest, Reuse
+from agentkv.server.settings import ServerSettings
+from tests.fakes import FakeService, running_server
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"model": "fake/model", "messages": HELLO, **fields}
+
+
+def envelope(response: httpx.Response) -> dict[str, Any]:
+    """The error object, whose shape is checked."""
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    assert body["error"]["type"] == ("server_error" if response.status_code >= 500 else "invalid_request_error")
+    assert "Traceback" not in response.text
+    return body["error"]
+
+
+def test_all_honoured_fields_reach_the_service(http: httpx.Client, service: FakeService) -> None:
+    body = chat(
+        messages=[
+            {"role": "developer", "content": "rules"},
+            {"role": "system", "content": None},
+            {"role": "user", "content": [{"type": "text", "text": "two "}, {"type": "text", "text": "parts"}]},
+            {"role": "assistant", "content": "one", "name": "critic"},
+            {"role": "assistant", "content": "after another", "refusal": None, "annotations": [], "tool_calls": None},
+            {"role": "tool", "content": "42", "tool_call_id": "call_1"},
+        ],
+        max_completion_tokens=7,
+        temperature=0,
+        stop="END",
+        seed=11,
+        agent_hint="writer",
+        cache_salt="s",
+        agentkv={"reuse": "screened", "selector": "query_attention(0.2)"},
+    )
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    assert service.requests == [
+        ChatRequest(
+            messages=(
+                ChatMessage(role="system", content="rules"),
+                ChatMessage(role="system", content=""),
+                ChatMessage(role="user", content="two parts"),
+                ChatMessage(role="assistant", content="one", name="critic"),
+                ChatMessage(role="assistant", content="after another"),
+                ChatMessage(role="tool", content="42"),
+            ),
+            max_tokens=7,
+            temperature=0.0,
+            stop=("END",),
+            seed=11,
+            reuse=Reuse.SCREENED,
+            selector="query_attention(0.2)",
+            agent="writer",
+            cache_salt="s",
+        )
+    ]
+    assert service.tenants == [""]
+
+
+def test_nothing_given_means_the_defaults(http: httpx.Client, service: FakeService) -> None:
+    nulls = dict.fromkeys(
+        ["max_tokens", "temperature", "stop", "seed", "stream", "stream_options", "user", "agentkv", "tools", "top_p"]
+    )
+    assert http.post("/v1/chat/completions", json=chat(**nulls)).status_code == 200
+    assert http.post("/v1/chat/completions", json=chat()).status_code == 200
+    hello = (ChatMessage(role="user", content="hello"),)
+    assert service.requests == [ChatRequest(messages=hello, temperature=1.0)] * 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user": "u", "store": True, "metadata": {"a": "b"}, "service_tier": "auto", "parallel_tool_calls": False},
+        {"n": 1, "top_p": 1.0, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "logprobs": False},
+        {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"]},
+        {"max_tokens": 5, "max_completion_tokens": 5, "stop": ["a", "b"]},
+        {"stream_options": {"include_usage": False}},
+    ],
+)
+def test_fields_that_change_nothing_pass(http: httpx.Client, service: FakeService, fields: dict[str, Any]) -> None:
+    assert http.post("/v1/chat/completions", json=chat(**fields)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 2),
+        ("top_p", 0.9),
+        ("top_k", 40),
+        ("min_p", 0.1),
+        ("min_tokens", 3),
+        ("ignore_eos", True),
+        ("frequency_penalty", 0.5),
+        ("presence_penalty", -0.5),
+        ("repetition_penalty", 1.1),
+        ("logit_bias", {"50256": -100}),
+        ("logprobs", True),
+        ("top_logprobs", 5),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+        ("response_format", {"type": "json_object"}),
+        ("modalities", ["text", "audio"]),
+        ("reasoning_effort", "high"),
+        ("web_search_options", {}),
+        ("no_such_field", 1),
+    ],
+)
+def test_fields_that_would_change_the_answer_are_refused_by_name(
+    http: httpx.Client, service: FakeService, field: str, value: Any
+) -> None:
+    response = http.post("/v1/chat/completions", json=chat(**{field: value}))
+    error = envelope(response)
+    assert response.status_code == 400
+    assert error["param"] == field
+    assert field in error["message"]
+    assert not service.requests
+
+
+def bad_message(**fields: Any) -> dict[str, Any]:
+    return chat(messages=[*HELLO, {"role": "assistant", "content": "x", **fields}])
+
+
+IMAGE = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+MALFORMED: list[tuple[str, bytes | dict[str, Any], str | None]] = [
+    ("empty body", b"", None),
+    ("no JSON", b"model=fake", None),
+    ("cut off", b'{"model": "fake/model", "messages": [', None),
+    ("trailing text", json.dumps(chat()).encode() + b"}", None),
+    ("invalid UTF-8", b'{"model": "fake/model", "messages": [{"role": "user", "content": "\xff\xfe"}]}', None),
+    ("lone surrogate", b'{"model": "fake/model", "messages": [{"role": "user", "content": "\\ud800"}]}', None),
+    ("NUL bytes", b"\x00" * 64, None),
+    ("deep JSON", b'{"model": "fake/model", "metadata": ' + b"[" * 200_000, None),
+    ("an array", b"[]", None),
+    ("null", b"null", None),
+    ("no model", {"messages": HELLO}, "model"),
+    ("no messages", {"model": "fake/model"}, "messages"),
+    ("empty messages", chat(messages=[]), "messages"),
+    ("messages as text", chat(messages="hello"), "messages"),
+    ("message as text", chat(messages=["hello"]), "messages[0]"),
+    ("no role", chat(messages=[{"content": "x"}]), "messages[0].role"),
+    ("unknown role", chat(messages=[{"role": "robot", "content": "x"}]), "messages[0].role"),
+    ("content number", bad_message(content=5), "messages[1].content"),
+    ("image part", bad_message(content=IMAGE), "messages[1].content"),
+    ("part without text", bad_message(content=[{"type": "text"}]), "messages[1].content"),
+    ("name number", bad_message(name=5), "messages[1].name"),
+    ("long name", bad_message(name="n" * 300), "messages[1].name"),
+    ("tool calls", bad_message(content=None, tool_calls=[{"id": "1"}]), "messages[1].tool_calls"),
+    ("unknown message field", bad_message(colour="red"), "messages[1].colour"),
+    ("hot", chat(temperature=2.5), "temperature"),
+    ("cold", chat(temperature=-0.1), "temperature"),
+    ("temperature as text", chat(temperature="0"), "temperature"),
+    ("NaN", b'{"model": "fake/model", "messages": [{"role": "user"}], "temperature": NaN}', "temperature"),
+    ("no tokens", chat(max_tokens=0), "max_tokens"),
+    ("half a token", chat(max_tokens=1.5), "max_tokens"),
+    ("true tokens", chat(max_tokens=True), "max_tokens"),
+    ("two limits", chat(max_tokens=1, max_completion_tokens=2), "max_tokens"),
+    ("empty stop", chat(stop=""), "stop[0]"),
+    ("stop number", chat(stop=1), "stop"),
+    ("many stops", chat(stop=["x"] * 17), "stop"),
+    ("seed as text", chat(seed="1"), "seed"),
+    ("huge seed", chat(seed=2**80), "seed"),
+    ("stream as text", chat(stream="yes"), "stream"),
+    ("stream option", chat(stream_options={"continuous_usage_stats": True}), "stream_options.continuous_usage_stats"),
+    ("unknown mode", chat(agentkv={"reuse": "maybe"}), "agentkv.reuse"),
+    ("unknown vendor field", chat(agentkv={"depth": 1}), "agentkv.depth"),
+]
+
+
+@pytest.mark.parametrize(("body", "param"), [case[1:] for case in MALFORMED], ids=[case[0] for case in MALFORMED])
+def test_malformed_bodies_get_the_envelope(
+    http: httpx.Client, service: FakeService, body: bytes | dict[str, Any], param: str | None
+) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = http.post("/v1/chat/completions", content=content)
+    assert response.status_code == 400
+    assert envelope(response)["param"] == param
+    assert not service.requests
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v1/unknown", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/v1/models", 405),
+        ("DELETE", "/health", 405),
+        ("GET", "/docs", 404),
+        ("GET", "/openapi.json", 404),
+    ],
+)
+def test_unknown_routes_and_methods_get_the_envelope(http: httpx.Client, method: str, path: str, status: int) -> None:
+    response = http.request(method, path)
+    assert response.status_code == status
+    assert path in envelope(response)["message"]
+    assert ("allow" in response.headers) == (status == 405)
+
+
+def test_a_model_that_is_not_served_is_not_found(http: httpx.Client, service: FakeService) -> None:
+    response = http.post("/v1/chat/completions", json=chat(model="gpt-4o"))
+    assert response.status_code == 404
+    assert envelope(response)["code"] == "model_not_found"
+    assert "fake/model" in response.text
+    assert not service.requests
+
+
+def pieces(count: int) -> Iterator[bytes]:
+    yield from [b" " * 1024] * count
+
+
+def test_bodies_over_the_limit_are_refused_unread() -> None:
+    service = FakeService()
+    with running_server(service, ServerSettings(max_body_bytes=4096)) as url:
+        announced = httpx.post(f"{url}/v1/chat/completions", content=b" " * 5000)
+        chunked = httpx.post(f"{url}/v1/chat/completions", content=pieces(8))
+        fits = httpx.post(f"{url}/v1/chat/completions", json=chat())
+    assert [announced.status_code, chunked.status_code, fits.status_code] == [413, 413, 200]
+    assert envelope(announced)["code"] == envelope(chunked)["code"] == "request_too_large"
+
+
+def test_ten_thousand_tiny_messages(http: httpx.Client, service: FakeService) -> None:
+    messages = [{"role": "user", "content": str(index)} for index in range(10_000)]
+    assert http.post("/v1/chat/completions", json=chat(messages=messages)).status_code == 200
+    assert [message.content for message in service.requests[0].messages] == [str(index) for index in range(10_000)]

@@ -1,0 +1,86 @@
+"""API keys: who is let in, and that a tenant is the key's and nothing that a caller can choose."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from agentkv.errors import ConfigError
+from agentkv.server.settings import ServerSettings
+from tests.fakes import FakeService, running_server
+
+KEYS = ("alpha-key", "beta-key", "schlüssel")
+SERVICE = FakeService()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_server(SERVICE, ServerSettings(api_keys=KEYS)) as url:
+        yield url
+
+
+def ask(url: str, key: str | None, **fields: object) -> httpx.Response:
+    headers = {} if key is None else {b"Authorization": b"Bearer " + key.encode()}
+    body = {"model": "fake/model", "messages": [{"role": "user", "content": "same text"}], **fields}
+    return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+
+
+def test_a_key_is_a_tenant_of_its_own(url: str) -> None:
+    SERVICE.tenants.clear()
+    for key in (*KEYS, *KEYS):
+        assert ask(url, key).status_code == 200
+    assert len(set(SERVICE.tenants)) == len(KEYS)
+    assert SERVICE.tenants[: len(KEYS)] == SERVICE.tenants[len(KEYS) :]
+    assert not any(key in tenant for key in KEYS for tenant in SERVICE.tenants)
+
+
+def test_no_field_of_the_caller_changes_the_tenant(url: str) -> None:
+    SERVICE.tenants.clear()
+    ask(url, "alpha-key")
+    ask(url, "alpha-key", user="somebody", cache_salt="else", agent_hint="x", session_id="y")
+    assert len(set(SERVICE.tenants)) == 1
+    assert SERVICE.requests[-1].cache_salt == "else"
+    assert ask(url, "alpha-key", tenant="beta").status_code == 400
+
+
+def test_the_salt_is_the_process_s(url: str) -> None:
+    other = FakeService()
+    SERVICE.tenants.clear()
+    with running_server(other, ServerSettings(api_keys=KEYS)) as second:
+        ask(second, "alpha-key")
+    ask(url, "alpha-key")
+    assert other.tenants[0] != SERVICE.tenants[0]
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer alpha", "Basic alpha-key", "alpha-key"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/v1/models/fake/model", "/metrics"])
+def test_without_a_known_key_there_is_a_401(url: str, path: str, header: str | None) -> None:
+    SERVICE.requests.clear()
+    headers = {} if header is None else {"Authorization": header}
+    method = "POST" if "chat" in path else "GET"
+    response = httpx.request(method, url + path, headers=headers, content=b"not even JSON")
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.json()["error"]["code"] == "invalid_api_key"
+    assert not any(key in response.text for key in KEYS)
+    assert not SERVICE.requests
+
+
+def test_health_needs_no_key(url: str) -> None:
+    assert [httpx.get(url + path).status_code for path in ("/health", "/ready", "/version")] == [200] * 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"api_keys": ("", "x")},
+        {"max_body_bytes": 10},
+        {"default_temperature": 3.0},
+        {"max_agent_labels": 0},
+        {"shutdown_grace": -1.0},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) -> None:
+    (name,) = settings
+    with pytest.raises(ConfigError, match="API key" if name == "api_keys" else name):
+        ServerSettings(**settings)  # pyright: ignore[reportArgumentType]
