@@ -130,7 +130,7 @@ class ChatDelta:
 
 
 class ChatStream(Protocol):
-    """A running chat. Iterate it from a thread (`for`) or a coroutine (`async for`), not both; errors are raised there."""
+    """A running chat. Iterate it from a thread (`for`) or a coroutine (`async for`), not both; it raises its errors."""
 
     def __iter__(self) -> Iterator[ChatDelta]: ...
 

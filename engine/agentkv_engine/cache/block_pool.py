@@ -109,7 +109,7 @@ class BlockPool:
     def pin(self, blocks: Sequence[int]) -> None:
         """Hold blocks for a running sequence."""
         for block in blocks:
-            self._num_pinned += self._pins[block] == 0
+            self._num_pinned += int(self._pins[block] == 0)
             self._pins[block] += 1
 
     def unpin(self, blocks: Sequence[int]) -> None:
@@ -117,7 +117,7 @@ class BlockPool:
         for block in blocks:
             assert self._pins[block] > 0, f"block {block} is not pinned"
             self._pins[block] -= 1
-            self._num_pinned -= self._pins[block] == 0
+            self._num_pinned -= int(self._pins[block] == 0)
             self._free_if_unheld(block)
 
     def keep(self, blocks: Iterable[int], on_drop: Callable[[], None]) -> int:

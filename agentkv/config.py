@@ -1,0 +1,46 @@
+"""Settings of the middleware, from code, flags or environment (`AGENTKV_*`). Nothing else reads the environment."""
+
+from pydantic import ByteSize, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from agentkv.api import Reuse
+from agentkv.errors import ConfigError
+
+
+class ServiceConfig(BaseSettings):
+    """Settings of one service. Values not given are read from `AGENTKV_<NAME>`, then take the default.
+
+    Attributes:
+        kv_memory: most bytes of KV in the pool, e.g. `2GiB`.
+        reuse: what chats may read unless they say otherwise. Screening is opt-in until its error is calibrated.
+        selector: rule that chooses repaired rows of screened chats unless they say otherwise.
+        context_length: most tokens of prompt and reply; None takes the model's.
+        max_rows_per_step: rows (prefill, decode, probe, repair) of one engine step.
+        max_sequences: chats that run at once; more wait.
+        device: `cpu` or `cuda`.
+        min_segment_tokens: shorter messages, and shorter matches inside messages, are not worth keeping.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="AGENTKV_", frozen=True, extra="forbid")
+
+    kv_memory: ByteSize = Field(default=ByteSize(1 << 30), gt=0)
+    reuse: Reuse = Reuse.EXACT
+    selector: str = "query_attention(0.2)"
+    context_length: int | None = Field(default=None, ge=2)
+    max_rows_per_step: int = Field(default=1024, ge=1)
+    max_sequences: int = Field(default=64, ge=1)
+    device: str = "cpu"
+    min_segment_tokens: int = Field(default=16, ge=1)
+
+    @classmethod
+    def from_values(cls, **values: object) -> "ServiceConfig":
+        """Settings from flags; those that are None are left to environment and defaults.
+
+        Raises:
+            ConfigError: a value that can't be used, with its name.
+        """
+        try:
+            return cls(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
+        except ValidationError as error:
+            problems = [f"{e['loc'][0]}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+            raise ConfigError(f"settings can't be used: {'; '.join(problems)}") from None

@@ -1,0 +1,136 @@
+"""One chat while the engine works on it: text from tokens, stop strings, usage."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from agentkv_engine.request import FinishReason, Request, StepOutput, TokenSources
+from agentkv_engine.reuse import PlacedSpan
+
+from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
+from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv.stream import DeltaStream
+from agentkv.tokenization import Detokenizer, Prompt
+
+
+class StopStrings:
+    """Cuts a text at the first stop string, and holds back what might yet become one.
+
+    Args:
+        stops: strings that end the text; they are cut from it.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.found = False
+
+    def feed(self, text: str) -> str:
+        """Text that is safe to give out after this piece."""
+        held = self._held + text
+        cuts = [held.find(stop) for stop in self._stops if stop in held]
+        if cuts:
+            self.found, self._held = True, ""
+            return held[: min(cuts)]
+        keep = max((_overlap(held, stop) for stop in self._stops), default=0)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def flush(self) -> str:
+        """What was held back, once nothing more comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+@dataclass(slots=True, eq=False)
+class RunningChat:
+    """State of one chat, touched by the engine's thread only.
+
+    Attributes:
+        chat: what was asked.
+        tenant: whose, with the chat's salt.
+        prompt: the tokenised messages.
+        request: what the engine is given.
+        selector: the rule of a screened chat, for the worth check.
+        label: agent label for statistics.
+        misses: reasons why reuse did not happen.
+        token_ids, text: the reply so far, as emitted and as given out.
+    """
+
+    chat: ChatRequest
+    tenant: str
+    prompt: Prompt
+    request: Request
+    selector: BudgetedSelector | None
+    stream: DeltaStream
+    detokenizer: Detokenizer
+    stops: StopStrings
+    num_layers: int
+    label: str
+    submitted: float
+    misses: Counter[str] = field(default_factory=Counter)
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    sources: TokenSources | None = None
+    ttft: float | None = None
+
+    def place(self, spans: tuple[PlacedSpan, ...]) -> None:
+        """Let the engine read these spans."""
+        self.request = replace(self.request, spans=spans)
+
+    def take(self, output: StepOutput) -> tuple[str, FinishReason | None]:
+        """Text that this output brings, and why the chat ends now, if it does (a stop string may end it early)."""
+        if output.sources is not None:
+            self.sources = output.sources
+            self.ttft = time.perf_counter() - self.submitted
+        self.token_ids += output.token_ids
+        piece = self.detokenizer.feed(output.token_ids)
+        ended = output.finish_reason
+        if ended is not None:
+            piece += self.detokenizer.finish()
+        piece = self.stops.feed(piece)
+        if self.stops.found:
+            ended = FinishReason.STOP
+        elif ended is not None:
+            piece += self.stops.flush()
+        self.text += piece
+        return piece, ended
+
+    def usage(self) -> Usage:
+        """Counts and times so far."""
+        num_prompt = len(self.prompt.token_ids)
+        sources = self.sources or TokenSources(prompt=num_prompt, prefix=0, reused=0, repaired=0, computed=0)
+        misses = self.misses + Counter(dict(sources.fallbacks))
+        return Usage(
+            prompt_tokens=num_prompt,
+            completion_tokens=len(self.token_ids),
+            reuse=ReuseUsage(
+                prefix=sources.prefix,
+                reused=sources.reused,
+                repaired=sources.repaired,
+                computed=sources.computed,
+                segments=len(self.request.spans),
+                row_layers=sources.row_layers,
+                full_row_layers=sources.prompt * self.num_layers,
+                selector=self.selector.name if self.selector is not None and self.request.spans else "",
+                agent=self.label,
+                misses=dict(sorted(misses.items())),
+            ),
+            ttft=self.ttft,
+            duration=time.perf_counter() - self.submitted,
+        )
+
+    def delta(self, piece: str, output: StepOutput, ended: FinishReason | None) -> ChatDelta:
+        """What the reader gets of an output."""
+        return ChatDelta(
+            text=piece,
+            token_ids=output.token_ids,
+            logits=output.logits,
+            finish_reason=None if ended is None else str(ended),
+            usage=None if ended is None else self.usage(),
+        )

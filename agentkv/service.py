@@ -1,0 +1,305 @@
+"""The composition root: a chat's text goes in, its prompt is recognised and planned, submitted, streamed, and kept."""
+
+import time
+from collections import Counter
+from hashlib import blake2b
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+
+from agentkv_engine.config import EngineConfig
+from agentkv_engine.engine import Engine, MemoryStats
+from agentkv_engine.errors import CheckpointError, EngineError, RequestRefused
+from agentkv_engine.request import FinishReason, Request, ReuseMode, SamplingParams, StepOutput
+from agentkv_engine.reuse import PlacedSpan, ReuseView
+
+from agentkv.api import ChatDelta, ChatRequest, Reuse
+from agentkv.config import ServiceConfig
+from agentkv.engine_thread import EngineThread
+from agentkv.errors import ContextTooLong, InvalidRequest, ModelError, ServiceClosed
+from agentkv.keeper import Keeper
+from agentkv.running_chat import RunningChat, StopStrings
+from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv.screening.selectors.registry import parse_selector
+from agentkv.screening.worth import WorthCheck
+from agentkv.segment import GeneratedMemory, Recognizer
+from agentkv.stream import DeltaStream
+from agentkv.tokenization import ChatTokenizer, Prompt
+from agentkv.writers import Writers
+
+_TENANT_AND_SALT = "\x1f"
+
+
+class Service:
+    """Answers chats with one model; implements `agentkv.api.ChatService`. Use it as a context manager, or close it.
+
+    Args:
+        engine: runs the model; owned by the service from now on.
+        tokenizer: the model's.
+        config: see `ServiceConfig`.
+        model_id: name of the model.
+        keeper: holds kept KV; attached to `engine`, whose `on_evict` is `keeper.evicted`.
+        recognizer: the one that `keeper` registers with.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: ChatTokenizer,
+        config: ServiceConfig,
+        *,
+        model_id: str,
+        keeper: Keeper,
+        recognizer: Recognizer,
+    ) -> None:
+        self.model_id = model_id
+        self.context_length = engine.max_tokens
+        self._num_layers = engine.model_config.num_layers
+        self._config = config
+        self._tokenizer = tokenizer
+        self._memory = GeneratedMemory(tokenizer)
+        self._recognizer = recognizer
+        self._keeper = keeper
+        self._worth = WorthCheck()
+        self._default_selector = parse_selector(config.selector)
+        self._ids = count()
+        self._running: dict[str, RunningChat] = {}
+        self._writers = Writers(min_tokens=config.min_segment_tokens)
+        self._engine = engine
+        self._thread = EngineThread(engine, self._on_output, self._on_failure)
+
+    @classmethod
+    def open(cls, model: Path, config: ServiceConfig | None = None) -> "Service":
+        """Load a Hugging Face directory and start serving it.
+
+        Raises:
+            ModelError: the directory can't be served; says what is missing or unsupported.
+            InvalidRequest: the configured selector does not exist.
+        """
+        config = config or ServiceConfig()
+        tokenizer = ChatTokenizer.from_directory(model)
+        recognizer = Recognizer(min_tokens=config.min_segment_tokens)
+        policy = Keeper.eviction_policy()
+        keeper = Keeper(recognizer, policy)
+        engine_config = EngineConfig(
+            kv_memory=config.kv_memory,
+            max_rows_per_step=config.max_rows_per_step,
+            max_sequences=config.max_sequences,
+            context_length=config.context_length,
+            device=config.device,
+        )
+        try:
+            engine = Engine.from_directory(model, engine_config, eviction=policy, on_evict=keeper.evicted)
+        except CheckpointError as error:
+            raise ModelError(str(error)) from error
+        keeper.attach(engine, max_bytes=config.kv_memory)
+        name = model.resolve().name
+        return cls(engine, tokenizer, config, model_id=name, keeper=keeper, recognizer=recognizer)
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(self, request: ChatRequest, *, tenant: str = "") -> DeltaStream:
+        """See `ChatService.submit`; tokenises in the caller's thread."""
+        submitted = time.perf_counter()
+        owner = tenant + _TENANT_AND_SALT + request.cache_salt
+        prompt = self._tokenizer.prompt(request.messages, tenant=owner, splicer=self._memory.splicer(owner))
+        selector = self._selector(request)
+        engine_request = self._engine_request(request, prompt, owner, selector)
+        stream = DeltaStream(on_cancel=lambda: self._cancel(engine_request.request_id))
+        chat = RunningChat(
+            chat=request,
+            tenant=owner,
+            prompt=prompt,
+            request=engine_request,
+            selector=selector,
+            stream=stream,
+            detokenizer=self._tokenizer.detokenizer(),
+            stops=StopStrings(request.stop),
+            num_layers=self._num_layers,
+            label=request.agent or _label(request),
+            submitted=submitted,
+        )
+        self._thread.post(lambda: self._admit(chat))
+        return stream
+
+    def memory(self) -> MemoryStats:
+        """How the pool's blocks are held now; waits for the step under way."""
+        return self._thread.ask(lambda engine: engine.memory())
+
+    def health(self) -> dict[str, object]:
+        """What `/health` shows. `status` is `ok`, or `closed` once nothing is served any more."""
+        return {
+            "status": "ok" if self._thread.is_running else "closed",
+            "model": self.model_id,
+            "running": len(self._running),
+            "segments": self._recognizer.num_segments,
+        }
+
+    def check(self) -> None:
+        """Integrity of pool, store and recognizer, for tests; raises AssertionError."""
+
+        def check(engine: Engine) -> None:
+            engine.check()
+            self._keeper.check()
+
+        self._thread.ask(check)
+
+    def close(self) -> None:
+        """Stop; running chats end with `ServiceClosed`."""
+        self._thread.close()
+        self._fail_all(ServiceClosed("the service was closed while this chat ran: start it again and ask again"))
+
+    def _engine_request(
+        self, chat: ChatRequest, prompt: Prompt, tenant: str, selector: BudgetedSelector | None
+    ) -> Request:
+        """The chat as the engine is asked, before anything is looked up.
+
+        Raises:
+            InvalidRequest: a field that can't be used.
+        """
+        self._check(chat, prompt)
+        forced = None
+        if chat.forced_reply is not None:
+            end = min(self._tokenizer.stop_token_ids, default=None)
+            forced = self._tokenizer.encode(chat.forced_reply) + (() if end is None else (end,))
+        room = self.context_length - len(prompt.token_ids)
+        return Request(
+            request_id=f"chat-{next(self._ids)}",
+            token_ids=prompt.token_ids,
+            sampling=SamplingParams(
+                temperature=chat.temperature,
+                max_tokens=min(chat.max_tokens or room, room),
+                stop_token_ids=self._tokenizer.stop_token_ids,
+                seed=chat.seed,
+            ),
+            mode=ReuseMode((chat.reuse or self._config.reuse).value),
+            tenant=tenant,
+            selector=selector,
+            forced_output=forced,
+            return_logits=chat.return_logits,
+        )
+
+    def _selector(self, chat: ChatRequest) -> BudgetedSelector | None:
+        """The rule of a screened chat. Raises InvalidRequest for one that does not exist, whatever the mode."""
+        selector = parse_selector(chat.selector) if chat.selector else self._default_selector
+        return selector if (chat.reuse or self._config.reuse) is Reuse.SCREENED else None
+
+    def _check(self, chat: ChatRequest, prompt: Prompt) -> None:
+        num_tokens, limit = len(prompt.token_ids), self.context_length - 1
+        if num_tokens > limit:
+            raise ContextTooLong(
+                f"the prompt has {num_tokens} tokens, and at most {limit} leave room for a reply: shorten the "
+                "messages, or raise --kv-memory or --context-length where the model allows"
+            )
+        if num_tokens == 0:
+            raise InvalidRequest("the chat template made no prompt of these messages: give a message", param="messages")
+        if chat.max_tokens is not None and chat.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens is {chat.max_tokens}: ask for at least 1", param="max_tokens")
+        if not 0 <= chat.temperature < float("inf"):
+            raise InvalidRequest(f"temperature is {chat.temperature}: give 0 or more", param="temperature")
+
+    def _admit(self, chat: RunningChat) -> None:
+        """Recognise and plan, and ask the engine; or wait for a chat that is computing the same new words."""
+        self._running[chat.request.request_id] = chat
+        try:
+            chat.misses = Counter()
+            if chat.request.mode is ReuseMode.SCREENED:
+                self._place_spans(chat)
+                if self._writers.wait_for_words(chat):
+                    return
+            self._engine.add(chat.request)
+        except RequestRefused as error:
+            self._end(chat, InvalidRequest(str(error)))
+
+    def _place_spans(self, chat: RunningChat) -> None:
+        recognition = self._recognizer.recognise(chat.prompt, chat.tenant)
+        chat.misses += recognition.misses
+        selector = chat.selector
+        spans: tuple[PlacedSpan, ...] = recognition.spans
+        if spans and selector is not None:
+            view = ReuseView(
+                num_tokens=len(chat.prompt.token_ids), num_layers=self._num_layers, num_prefix=0, spans=spans
+            )
+            if (reason := self._worth.reason_against(view, selector)) is not None:
+                chat.misses[reason] += len(spans)
+                spans = ()
+        if spans:
+            self._keeper.mark_read(recognition.segments)
+        chat.place(spans)
+
+    def _on_output(self, output: StepOutput) -> None:
+        chat = self._running.get(output.request_id)
+        if chat is None:  # it was cancelled during the step
+            return
+        if output.error is not None:
+            self._end(chat, InvalidRequest(str(output.error)))
+            return
+        piece, ended = chat.take(output)
+        if output.sources is not None:
+            self._prompt_is_done(chat)
+        if ended is not None:
+            self._reply_is_done(chat, stopped_early=output.finish_reason is None)
+        chat.stream.push(chat.delta(piece, output, ended))
+
+    def _prompt_is_done(self, chat: RunningChat) -> None:
+        if chat.request.mode is ReuseMode.SCREENED:
+            self._keeper.keep_prompt(chat.request, chat.prompt)
+        self._release_waiting(chat)
+
+    def _reply_is_done(self, chat: RunningChat, *, stopped_early: bool) -> None:
+        """Keep the reply before its last byte is given out, so that whoever reads it finds its KV."""
+        if stopped_early:
+            self._engine.finish(chat.request.request_id)
+        generated = self._memory.remember(chat.tenant, chat.text, chat.token_ids)
+        if generated is not None and chat.request.mode is ReuseMode.SCREENED:
+            self._keeper.keep_reply(chat.request, chat.prompt, generated, len(chat.token_ids))
+        del self._running[chat.request.request_id]
+
+    def _cancel(self, request_id: str) -> None:
+        def cancel() -> None:
+            chat = self._running.get(request_id)
+            if chat is not None:
+                self._engine.abort(request_id)
+                self._writers.stop_waiting(chat)
+                ended = FinishReason.ABORT
+                delta = ChatDelta(text="", finish_reason=str(ended), usage=chat.usage())
+                self._end(chat, None)
+                chat.stream.push(delta)
+
+        try:
+            self._thread.post(cancel)
+        except ServiceClosed:
+            return  # closing has ended the chat already
+
+    def _end(self, chat: RunningChat, error: Exception | None) -> None:
+        """Forget a chat that did not come to its own end; those that waited for its words go on without."""
+        self._running.pop(chat.request.request_id, None)
+        self._release_waiting(chat)
+        if error is not None:
+            chat.stream.fail(error)
+
+    def _release_waiting(self, chat: RunningChat) -> None:
+        for waiting in self._writers.done(chat):
+            self._admit(waiting)
+
+    def _on_failure(self, error: Exception) -> None:
+        failure = ServiceClosed(f"the engine failed and the service stopped ({type(error).__name__}: {error})")
+        failure.__cause__ = error
+        self._fail_all(failure)
+
+    def _fail_all(self, error: EngineError | ServiceClosed) -> None:
+        for chat in list(self._running.values()):
+            chat.stream.fail(error)
+        self._running.clear()
+
+
+def _label(request: ChatRequest) -> str:
+    """An agent is known by its system prompt where nobody says its name; for statistics only."""
+    system = "\0".join(message.content for message in request.messages if message.role == "system")
+    return "agent-" + blake2b(system.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
