@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 STD = 0.14
@@ -34,7 +34,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# Qwen2's pre-tokenizer: words with the space before them, single digits, runs of punctuation, line ends.
+# Qwen2's pre-tokenizer: words with the space before them, single digits, runs of punctuation, line ends. It and NFC are
+# what transformers' own class for Qwen2 uses, whatever tokenizer.json says: so every loader gives the same ids.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -80,11 +81,12 @@ def _docstring(node: ast.AST) -> str | None:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int, special_tokens: Sequence[str]) -> Tokenizer:
-    """A byte-level BPE of `vocabulary_size` entries at most: every text round-trips, digits stay single.
+    """A byte-level BPE of `vocabulary_size` entries at most: every (composed) text round-trips, digits stay single.
 
     Special tokens take the first ids, in the order given.
     """
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),

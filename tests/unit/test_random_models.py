@@ -9,6 +9,7 @@ import pytest
 import torch
 from agentkv_evals.random_model import write_random_model
 from small_models import FAMILIES, PARAGRAPH, write_small_model
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from agentkv.embedded import is_trained, model_directory
@@ -38,6 +39,13 @@ def test_small_model_loads_attends_and_round_trips(family: str, small_model: Cal
     assert tokenizer.decode(token_ids) == PARAGRAPH
     assert "你好 🙂 12" in tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
     assert max(attention_entropies(load(directory), token_ids)) < 0.8
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_every_loader_gives_the_same_ids(family: str, small_model: Callable[[str], Path]) -> None:
+    text = "cafe\u0301 \u1100\u1161 12\r\n\n  b<|im_end|>\n"
+    ids = Tokenizer.from_file(str(small_model(family) / "tokenizer.json")).encode(text).ids
+    assert AutoTokenizer.from_pretrained(small_model(family)).encode(text) == ids
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
