@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agentkv_engine.attention.rows import ObservedRows, SequenceRows
+from agentkv_engine.attention.rows import IntArray, ObservedRows, SequenceRows
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.model.rope import RotaryEmbedding, Rotation, rotate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedSequence:
-    """One sequence's index tensors. `mask_RS` is None where rows are 0..R-1 and keys 0..R-1: plain causal."""
+    """One sequence's indices. `mask_RS` is None where rows are 0..R-1 and keys 0..R-1: plain causal."""
 
-    rows: Tensor
+    rows: Tensor | slice
     key_slots: Tensor
     key_positions: Tensor
     turn: Rotation | None
@@ -60,7 +60,7 @@ class SdpaBackend:
         if sequence.key_offsets.any():
             turn = self._rope.by_offsets(self._tensor(sequence.key_offsets))
         return PreparedSequence(
-            rows=self._tensor(sequence.rows),
+            rows=self._rows(sequence.rows),
             key_slots=self._tensor(sequence.key_slots),
             key_positions=self._tensor(sequence.key_positions),
             turn=turn,
@@ -72,6 +72,11 @@ class SdpaBackend:
         if np.array_equal(sequence.positions, np.arange(len(sequence.key_positions))):
             return None
         return self._tensor(sequence.key_positions) <= self._tensor(sequence.positions).unsqueeze(1)
+
+    def _rows(self, rows: IntArray) -> Tensor | slice:
+        """Consecutive rows as a slice: they are read and written in place."""
+        first, last = int(rows[0]), int(rows[-1])
+        return slice(first, last + 1) if last - first + 1 == len(rows) else self._tensor(rows)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)

@@ -22,7 +22,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_NE: Tensor) -> Tensor:
-        return F.rms_norm(x_NE.float(), self.weight.shape, None, self.eps).to(x_NE.dtype) * self.weight
+        exact_NE = x_NE.float()
+        mean_square_N1 = torch.linalg.vector_norm(exact_NE, dim=-1, keepdim=True).square_() / exact_NE.shape[-1]
+        return (exact_NE * (mean_square_N1 + self.eps).rsqrt_()).to(x_NE.dtype).mul_(self.weight)
 
 
 class Attention(nn.Module):

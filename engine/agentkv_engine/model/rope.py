@@ -20,7 +20,10 @@ def rotate(x_NHD: Tensor, rotation: Rotation) -> Tensor:
     """Turn each head of each row by its angles, in float32; the result has the dtype of `x_NHD`."""
     cos_N1D, sin_N1D = rotation[0].unsqueeze(1), rotation[1].unsqueeze(1)
     first, second = x_NHD.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cos_N1D - second * sin_N1D, second * cos_N1D + first * sin_N1D), dim=-1)
+    turned = torch.empty(x_NHD.shape, dtype=torch.float32, device=x_NHD.device)
+    low, high = turned.chunk(2, dim=-1)
+    torch.mul(first, cos_N1D, out=low).addcmul_(second, sin_N1D, value=-1)
+    torch.mul(second, cos_N1D, out=high).addcmul_(first, sin_N1D)
     return turned.to(x_NHD.dtype)
 
 
