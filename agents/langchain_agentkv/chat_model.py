@@ -158,6 +158,14 @@ class ChatAgentKV(BaseChatModel):
         async for chunk in super().astream(input, config, **self._labelled(config, kwargs)):
             yield chunk
 
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - refused whatever they are
+        """Not supported by this version.
+
+        Raises:
+            InvalidRequest: always; with_structured_output, which binds a tool, ends here too.
+        """
+        raise InvalidRequest("tools are not supported by this version of agentkv: use an agent without", param="tools")
+
     def _labelled(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         label = self.agent or agent_label(ensure_config(config).get("metadata", {}))
         return {"agent": label, **kwargs} if label else kwargs

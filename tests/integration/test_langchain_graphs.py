@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from fakes import FakeService, running_server
 from langchain.agents import create_agent
 from langchain_agentkv import ChatAgentKV
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-
-from tests.fakes import FakeService, running_server
 
 SHARED = FakeService()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fakes import FakeService, running_server
 from langchain_agentkv import ChatAgentKV
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessageChunk, HumanMessage
@@ -14,7 +15,6 @@ from pydantic import ValidationError
 from agentkv.api import Reuse
 from agentkv.errors import ContextTooLong, InvalidRequest, RemoteError
 from agentkv.server.settings import ServerSettings
-from tests.fakes import FakeService, running_server
 
 SHARED = FakeService()
 
@@ -118,6 +118,13 @@ def test_keywords_that_cannot_be_honoured_are_refused_by_name(service: FakeServi
         ChatAgentKV(service=service).bind(**call).invoke("hi")
     assert caught.value.param == name
     assert not service.requests
+
+
+def test_tools_are_refused_with_a_reason(service: FakeService) -> None:
+    model = ChatAgentKV(service=service)
+    for bind in (lambda: model.bind_tools([dict]), lambda: model.with_structured_output({"title": "x"})):
+        with pytest.raises(InvalidRequest, match="tools are not supported"):
+            bind()
 
 
 def test_forced_replies_in_process_and_not_remote(url: str, service: FakeService) -> None:

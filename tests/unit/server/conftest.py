@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-
-from tests.fakes import FakeService, running_server
+from fakes import FakeService, running_server
 
 
 @pytest.fixture(scope="session")

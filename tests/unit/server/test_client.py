@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from fakes import FakeService, eventually, running_app, running_server
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
@@ -24,7 +25,6 @@ from agentkv.errors import (
     TemplateRefused,
 )
 from agentkv.server.settings import ServerSettings
-from tests.fakes import FakeService, eventually, running_app, running_server
 
 REQUEST = ChatRequest(
     messages=(
