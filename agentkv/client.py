@@ -41,6 +41,7 @@ class Client:
             "base_url": base_url.rstrip("/").removesuffix("/v1"),
             "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
             "timeout": httpx.Timeout(timeout, connect=min(timeout, 10.0)),
+            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),  # the server sets the limit
             "verify": httpx.create_ssl_context(),
         }
         self._model = model
@@ -62,7 +63,10 @@ class Client:
 
         Raises:
             RemoteError: the server has to be asked and does not answer.
+            ServiceClosed: it has to be asked, but this client was closed.
         """
+        if self._model is None and self._closed:
+            raise ServiceClosed("this client was closed: make a new one")
         if self._model is None:
             with self.errors():
                 self._model = served_model(self._http.get("/v1/models"))

@@ -25,6 +25,13 @@ def echo(request: ChatRequest) -> list[str]:
     return [word if index == 0 else f" {word}" for index, word in enumerate(words)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeMemory:
+    """The KV that a fake holds."""
+
+    kept_bytes: int = 1024
+
+
 @dataclass(kw_only=True)
 class FakeService:
     """Answers from a script, records what it was asked.
@@ -59,7 +66,12 @@ class FakeService:
         return stream
 
     def health(self) -> dict[str, Any]:
-        return {"status": self.status, "kv_bytes": {"pool": 1024}}
+        return {"status": self.status}
+
+    def memory(self) -> "FakeMemory":
+        if self.status != "ok":
+            raise ServiceClosed("closed")
+        return FakeMemory()
 
     def close(self) -> None:
         self.status = "closed"

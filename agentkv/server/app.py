@@ -1,6 +1,7 @@
 """The HTTP application over a service, and the process that serves it."""
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 import agentkv
+from agentkv.errors import ServiceClosed
 from agentkv.metrics import Metrics
 from agentkv.server.auth import Authenticator
 from agentkv.server.chat import chat_routes
@@ -21,7 +23,7 @@ from agentkv.server.settings import ServerSettings
 def create_app(service: HostedService, settings: ServerSettings | None = None) -> FastAPI:
     """The OpenAI-compatible API over `service`, which stays the caller's to close."""
     settings = settings or ServerSettings()
-    metrics = Metrics(max_agent_labels=settings.max_agent_labels, kv_bytes=lambda: service.health().get("kv_bytes", {}))
+    metrics = Metrics(max_agent_labels=settings.max_agent_labels, kv_bytes=lambda: _kv_bytes(service))
     auth = Authenticator(settings.api_keys)
     # Bodies are read and checked by `read_body`, not by FastAPI, so it has no schema of them to publish.
     app = FastAPI(title="agentkv", version=agentkv.__version__, openapi_url=None, redirect_slashes=False)
@@ -30,6 +32,13 @@ def create_app(service: HostedService, settings: ServerSettings | None = None) -
     app.include_router(model_routes(service, int(time.time()), auth))
     app.include_router(operation_routes(service, metrics, auth))
     return app
+
+
+def _kv_bytes(service: HostedService) -> dict[str, int]:
+    try:
+        return {"pool": service.memory().kept_bytes}
+    except ServiceClosed:  # it holds nothing any more
+        return {}
 
 
 def serve(service: HostedService, host: str, port: int, settings: ServerSettings | None = None) -> None:
@@ -43,7 +52,7 @@ def serve(service: HostedService, host: str, port: int, settings: ServerSettings
         host=host,
         port=port,
         access_log=settings.access_log,
-        timeout_graceful_shutdown=round(settings.shutdown_grace),
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
         server_header=False,
     )
     with _signals_end_the_server_only():

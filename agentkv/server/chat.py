@@ -21,7 +21,7 @@ from agentkv.server.body import read_body
 from agentkv.server.chat_body import ChatBody
 from agentkv.server.errors import ApiError, model_not_found
 from agentkv.server.reply import Reply
-from agentkv.server.running import RunningChat, refusal
+from agentkv.server.served_chat import ServedChat, refusal
 from agentkv.server.settings import ServerSettings
 
 
@@ -40,14 +40,14 @@ def chat_routes(service: ChatService, settings: ServerSettings, metrics: Metrics
             stream = await asyncio.to_thread(service.submit, chat, tenant=tenant)
         except Exception as error:
             raise refusal(error, metrics) from error
-        running = RunningChat(stream, metrics)
+        running = ServedChat(stream, metrics)
         reply = Reply.begin(service.model_id)
         return EventStream(running, reply) if body.stream else await complete(running, reply, request.receive)
 
     return router
 
 
-async def complete(chat: RunningChat, reply: Reply, receive: Receive) -> JSONResponse:
+async def complete(chat: ServedChat, reply: Reply, receive: Receive) -> JSONResponse:
     """The whole reply in one answer."""
     async with chat.while_connected(receive):
         text = "".join([piece async for piece in chat.texts()])
@@ -59,7 +59,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chat: RunningChat, reply: Reply) -> None:
+    def __init__(self, chat: ServedChat, reply: Reply) -> None:
         self.status_code = 200
         self.background = None
         self._chat = chat

@@ -81,8 +81,6 @@ def from_service_error(error: Exception) -> ApiError:
             return client_gone()
         case ServiceClosed():
             return ApiError(503, str(error) or "the service is closed", code="service_closed")
-        case AgentKVError():
-            return ApiError(500, str(error), code=type(error).__name__)
     logger.error("unexpected error while answering a request", exc_info=error)
     return ApiError(500, "internal error: see the server's log", code="internal_error")
 

@@ -12,6 +12,15 @@ from agentkv.server.auth import Authenticator
 from agentkv.server.errors import ApiError, model_not_found
 
 
+class KvMemory(Protocol):
+    """How much KV a service holds."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of KV that is kept for later chats."""
+        ...
+
+
 class HostedService(ChatService, Protocol):
     """A `ChatService` that runs in this process and knows how it does."""
 
@@ -21,7 +30,11 @@ class HostedService(ChatService, Protocol):
         ...
 
     def health(self) -> dict[str, Any]:
-        """How it does: `status` is `ok` while chats can run, `kv_bytes` maps tiers to bytes, the rest is only shown."""
+        """How it does: `status` is `ok` while chats can run, the rest is only shown. Does not wait."""
+        ...
+
+    def memory(self) -> KvMemory:
+        """The KV it holds; may wait for the step under way. Raises ServiceClosed."""
         ...
 
 
@@ -72,7 +85,8 @@ def operation_routes(service: HostedService, metrics: Metrics, auth: Authenticat
         return {"version": agentkv.__version__}
 
     @router.get("/metrics")
-    async def show_metrics(_: Annotated[str, Depends(auth)]) -> Response:
+    def show_metrics(_: Annotated[str, Depends(auth)]) -> Response:
+        # Not a coroutine: reading the KV held may wait for a step, and chats stream on meanwhile.
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
     return router

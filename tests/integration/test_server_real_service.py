@@ -161,4 +161,6 @@ def test_metrics_tell_the_sources(url: str, service: Service) -> None:
     httpx.post(f"{url}/v1/chat/completions", json=ask(service, "x", "y", agent_hint="counted"), headers=headers)
     text = httpx.get(f"{url}/metrics", headers=headers).text
     assert 'agentkv_prompt_tokens_total{agent="counted",source="computed"}' in text
+    (held,) = [line for line in text.splitlines() if line.startswith('agentkv_kv_bytes{tier="pool"}')]
+    assert float(held.split()[1]) > 0
     assert "agentkv_time_to_first_token_seconds_count" in text

@@ -199,6 +199,10 @@ def test_close_ends_running_chats(shared_url: str, service: FakeService) -> None
             list(stream)
     with pytest.raises(ServiceClosed):
         client.submit(hello())
+    unused = Client(shared_url)
+    unused.close()
+    with pytest.raises(ServiceClosed):
+        _ = unused.model_id
 
 
 @pytest.mark.parametrize(

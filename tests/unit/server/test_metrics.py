@@ -82,4 +82,12 @@ def test_the_route_shows_chats_and_how_they_ended(http: httpx.Client, service: F
     assert grown["agentkv_requests_total", "outcome=stop"] == 1
     assert grown["agentkv_requests_total", "outcome=model_not_found"] == 1
     assert grown["agentkv_prompt_tokens_total", 'agent=od"d\n{label}', "source=computed"] == 10
+    assert after["agentkv_kv_bytes", "tier=pool"] == 1024
     assert not any(":" in key[0] for key in after)
+
+
+def test_metrics_outlive_the_service(http: httpx.Client, service: FakeService) -> None:
+    service.close()
+    after = samples(http.get("/metrics").text)
+    assert ("agentkv_kv_bytes", "tier=pool") not in after
+    assert any(key[0] == "agentkv_requests_total" for key in after)

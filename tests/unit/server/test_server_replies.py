@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fakes import FakeService, eventually
 
-from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest, ServiceClosed, TemplateRefused
+from agentkv.errors import ContextTooLong, InvalidRequest, ServiceClosed, TemplateRefused
 
 
 def chat(text: str = "one two three", **fields: Any) -> dict[str, Any]:
@@ -93,7 +93,6 @@ def test_text_with_line_separators_stays_in_one_event(http: httpx.Client) -> Non
         (TemplateRefused("roles must alternate"), 400, "messages", "template_refused"),
         (InvalidRequest("no such rule", param="selector"), 400, "selector", "invalid_value"),
         (ServiceClosed("the engine failed"), 503, None, "service_closed"),
-        (ConfigError("a file is gone"), 500, None, "ConfigError"),
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])

@@ -12,7 +12,7 @@ from agentkv.metrics import Metrics
 from agentkv.server.errors import ApiError, client_gone, from_service_error
 
 
-class RunningChat:
+class ServedChat:
     """One chat's stream, with what its last delta said.
 
     Attributes:
@@ -70,12 +70,10 @@ class RunningChat:
         self._count(self.finish_reason)
 
     def _ending(self, last: ChatDelta | None) -> tuple[str, Usage]:
-        if self._gone:
-            raise client_gone()
         if last is None or last.finish_reason is None or last.usage is None:
             raise RuntimeError(f"the service ended a chat without finish reason and usage; its last delta was {last}")
         if last.finish_reason == "abort":
-            raise ServiceClosed("the server aborted this chat: ask again")
+            raise client_gone() if self._gone else ServiceClosed("the server aborted this chat: ask again")
         return last.finish_reason, last.usage
 
     def _count(self, outcome: str) -> None:
