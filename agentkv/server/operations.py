@@ -71,13 +71,15 @@ def operation_routes(service: HostedService, metrics: Metrics, auth: Authenticat
     @router.get("/health")
     async def health() -> JSONResponse:
         state = service.health()
-        return JSONResponse(state, status_code=200 if state["status"] == "ok" else 503)
+        if state["status"] == "ok":
+            return JSONResponse(state)
+        return JSONResponse(not_ready(state["status"]).envelope() | state, status_code=503)
 
     @router.get("/ready")
     async def ready() -> dict[str, str]:
         status = service.health()["status"]
         if status != "ok":
-            raise ApiError(503, f"the service takes no chats: its status is {status!r}", code="not_ready")
+            raise not_ready(status)
         return {"status": "ready"}
 
     @router.get("/version")
@@ -90,3 +92,8 @@ def operation_routes(service: HostedService, metrics: Metrics, auth: Authenticat
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
     return router
+
+
+def not_ready(status: str) -> ApiError:
+    """The answer of a service that takes no chats."""
+    return ApiError(503, f"the service takes no chats: its status is {status!r}", code="not_ready")

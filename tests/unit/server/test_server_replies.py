@@ -175,5 +175,6 @@ def test_health_follows_the_service(http: httpx.Client, service: FakeService) ->
     assert http.get("/ready").status_code == 200
     assert http.get("/version").json().keys() == {"version"}
     service.close()
-    assert (http.get("/health").status_code, http.get("/health").json()["status"]) == (503, "closed")
+    closed = http.get("/health")
+    assert (closed.status_code, closed.json()["status"], closed.json()["error"]["code"]) == (503, "closed", "not_ready")
     assert http.get("/ready").json()["error"]["code"] == "not_ready"
