@@ -17,11 +17,11 @@ class Stage:
     rate: tuple[float, float]
 
 
-def _level(tokens: int, depth_cap: int, new_share: float = 0.3, extras: float = 0.6, roles: float = 0.3) -> Level:
+def _level(tokens: int, depth_cap: int, new_share: float = 0.3, extras: float = 0.75, roles: float = 0.3) -> Level:
     return Level(tokens=tokens, depth_cap=depth_cap, new_share=new_share, extras=extras, roles=roles)
 
 
-_SMALL, _MEDIUM, _LARGE, _HUGE = (64, 256), (32, 512), (16, 1024), (4, 4096)
+_SMALL, _MEDIUM, _WIDE, _LARGE, _HUGE = (64, 256), (32, 512), (48, 512), (16, 1024), (4, 4096)
 PEAK = 7e-4
 
 PLANS: dict[str, tuple[Stage, ...]] = {
@@ -41,7 +41,7 @@ PLANS: dict[str, tuple[Stage, ...]] = {
         Stage(
             share=1.0,
             levels=(_level(256, 4), _level(512, 4), _level(512, 4)),
-            batches=(_SMALL, _MEDIUM, _MEDIUM, _MEDIUM),
+            batches=(_SMALL, _WIDE, _WIDE, _WIDE),
             rate=(PEAK, PEAK),
         ),
     ),

@@ -17,6 +17,7 @@ from agentkv_evals.worlds.thread import Draft, Probe, Spec, grow
 
 DEPTHS: dict[str, tuple[int, ...]] = {
     "lookup": (0,),
+    "unknown": (0,),
     "chain": (1, 2, 3, 4),
     "update": (0, 1, 2, 3, 4),
     "swap": (1, 2, 3, 4),

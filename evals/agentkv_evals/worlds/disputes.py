@@ -88,7 +88,7 @@ def add_candidates(draft: Draft, subject: Probe, count: int) -> list[str]:
             family="judge",
             depth=subject.depth,
             question=ask(rng, draft.split, RIGHT),
-            answer=f"Verdict: Candidate{{ {right}}} is right.",
+            answer=f"Verdict: {subject.subject.subject} is in the{{ {subject.place}}}. Candidate{{ {right}}} is right.",
             subject=subject.subject,
         )
     )

@@ -23,6 +23,10 @@ from agentkv_evals.worlds.thread import Draft, Probe, Spec, grow, whereabouts
 TOPOLOGIES: tuple[Topology, ...] = ("parallel", "chain", "debate")
 
 
+HARD_FIRST = list(ADDERS)
+HARD_COUNTS = [1 if family in ("ordinal", "quote", "maximum") else 2 for family in HARD_FIRST]
+"""How often each added family appears in a training thread: those that are slow to learn twice as often."""
+
 MOST_FACT_TOKENS = 900
 """Longer threads are padded with sentences that do not matter: the worlds have no more names."""
 
@@ -68,15 +72,19 @@ def _lesson(rng: random.Random, level: Level) -> Lesson:
     if roll >= level.roles:
         return _questions(rng, level)
     part = roll / level.roles
+    if part < 0.03:
+        return _greeting(rng)
     if part < 0.4:
         return _researcher(rng, level)
     return _team(rng, level) if part < 0.75 else _analyst(rng, level)
 
 
-def _spec(rng: random.Random, level: Level, room: int, least: int = 2) -> Spec:
+def _spec(rng: random.Random, level: Level, room: int) -> Spec:
     """A thread of about `room` tokens; shapes that are held out, or too small for the room, are drawn again."""
     room = min(room, MOST_FACT_TOKENS)
-    turns, lines = 2, 1
+    deep = level.depth_cap > 1 and rng.random() < 0.5
+    least = min(level.depth_cap + 1, room // 30) if deep else 2
+    turns, lines = max(2, least), 1
     for _ in range(20):
         turns_now = least + int(rng.random() * (9 - least))
         lines_now = int((room / turns_now - 17) / 9.0 * (0.75 + 0.4 * rng.random()))
@@ -91,6 +99,7 @@ def _spec(rng: random.Random, level: Level, room: int, least: int = 2) -> Spec:
         swap_share=pick(rng, (0.0, 0.0, 0.08)) if level.depth_cap > 1 else 0.0,
         update_share=pick(rng, (0.1, 0.2)) if level.depth_cap > 1 else 0.05,
         canonical=rng.random() < 0.4,
+        deep=3.0 if deep else 1.0,
     )
 
 
@@ -104,9 +113,10 @@ def _questions(rng: random.Random, level: Level) -> Lesson:
     draft = grow(rng, "train", _spec(rng, level, level.tokens - (130 if first else 150)))
     candidates: list[str] = []
     if rng.random() < level.extras:
-        for family in rng.sample(list(ADDERS), 1 + int(rng.random() * 2)):
-            ADDERS[family](draft, _some_depth(draft, family))
-        if rng.random() < 0.25:
+        for family in rng.sample(HARD_FIRST, 1 + int(rng.random() * 3), counts=HARD_COUNTS):
+            if not any(probe.family == family for probe in draft.probes):
+                ADDERS[family](draft, _some_depth(draft, family))
+        if rng.random() < 0.3:
             candidates = _candidates(draft)
     pad(draft, level.tokens - 150 - MOST_FACT_TOKENS)
     turns = [*report_turns(draft, "chain"), *candidate_turns(draft, candidates)]
@@ -144,18 +154,20 @@ def _candidates(draft: Draft) -> list[str]:
     places = {state.place for state in draft.state.values()}
     if len(places) < 2:
         return []
-    return add_candidates(draft, pick(draft.rng, subjects), 2 + int(draft.rng.random() * (min(4, len(places)) - 1)))
+    depth = pick(draft.rng, sorted({probe.depth for probe in subjects}))
+    subject = pick(draft.rng, [probe for probe in subjects if probe.depth == depth])
+    return add_candidates(draft, subject, 2 + int(draft.rng.random() * (min(4, len(places)) - 1)))
 
 
 def _choose(draft: Draft, count: int) -> list[Probe]:
-    """Distinct probes: every family and depth equally likely, places that were not asked for before preferred."""
+    """Distinct probes: first a family and a depth by appetite, then rather a place that was not asked for before."""
     groups: dict[tuple[str, int], list[Probe]] = {}
     for probe in draft.probes:
         groups.setdefault((probe.family, probe.depth), []).append(probe)
     chosen: list[Probe] = []
     used: set[str] = set()
     for _ in range(min(count, len(draft.probes))):
-        key = pick(draft.rng, list(groups))
+        key = draft.rng.choices(list(groups), [_appetite(*group) for group in groups])[0]
         members = groups[key]
         tries = [int(draft.rng.random() * len(members)) for _ in range(3)]
         chosen.append(members.pop(next((i for i in tries if members[i].place not in used), tries[0])))
@@ -163,6 +175,11 @@ def _choose(draft: Draft, count: int) -> list[Probe]:
         if not members:
             del groups[key]
     return chosen
+
+
+def _appetite(family: str, depth: int) -> float:
+    """How much a kind of question is wanted: rare and deep ones more than easy ones."""
+    return {"lookup": 0.5, "unknown": 0.3, "chain": 1.0, "update": 1.0, "swap": 1.0}.get(family, 3.0) * (1 + 0.25 * depth)
 
 
 def _subjects(draft: Draft) -> list[Entity]:
@@ -198,6 +215,7 @@ def _canonical(spec: Spec) -> Spec:
         swap_share=spec.swap_share,
         update_share=spec.update_share,
         canonical=True,
+        deep=spec.deep,
     )
 
 
@@ -226,6 +244,16 @@ def _analyst(rng: random.Random, level: Level) -> Lesson:
     subjects = _subjects(draft)
     question = places_question([x.reference for x in subjects])
     return Lesson([_system(rng, "analyst"), *thread], [Exchange(question, _places(draft, "Summary:", subjects))])
+
+
+_HELLOS = ("Hello", "Hello.", "Hi", "Hi!", "Who are you?", "What can you do?", "Help", "Good morning.", "How are you?")
+GREETING = "Hello. I read reports of agents. Send me reports and a question."
+
+
+def _greeting(rng: random.Random) -> Lesson:
+    """No thread and no question: the model says what it is for."""
+    system = [_system(rng, "writer")] if rng.random() < 0.5 else []
+    return Lesson(system, [Exchange(pick(rng, _HELLOS), GREETING)])
 
 
 def _system(rng: random.Random, role: Role) -> Message:

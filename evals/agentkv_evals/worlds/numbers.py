@@ -44,7 +44,7 @@ def add_votes(draft: Draft, votes: int) -> None:
     for turn in range(len(draft.turns)):
         if turn in chosen or rng.random() < 0.8:
             thing = things[0] if turn in chosen else pick(rng, things[1:])
-            draft.insert(turn, _plain(f"We vote for {thing.reference}."))
+            draft.insert(turn, _plain(f"{thing.subject} gets our vote."))
     draft.probes.append(
         Probe(
             family="count",

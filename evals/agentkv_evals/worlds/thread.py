@@ -17,7 +17,7 @@ from agentkv_evals.worlds.split import Split
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """The size and the difficulty of a thread."""
+    """The size and the difficulty of a thread; `deep` is how much long chains are preferred to empty places."""
 
     turns: int
     sentences: int
@@ -26,6 +26,7 @@ class Spec:
     swap_share: float = 0.03
     update_share: float = 0.2
     canonical: bool = False
+    deep: float = 1.0
 
 
 @dataclass(slots=True)
@@ -82,7 +83,19 @@ def grow(rng: random.Random, split: Split, spec: Spec) -> Draft:
         for _ in range(max(1, spec.sentences + int(rng.random() * 3) - 1)):
             draft.turns[turn].append(_event(draft, turn))
     draft.probes.extend(whereabouts_probe(draft, entity) for entity in draft.state)
+    draft.probes.append(_unknown_probe(draft))
     return draft
+
+
+def _unknown_probe(draft: Draft) -> Probe:
+    """A question about somebody whom the thread does not mention."""
+    stranger = draft.cast.person() if draft.rng.random() < 0.7 else draft.cast.thing()
+    return Probe(
+        family="unknown",
+        depth=0,
+        question=ask(draft.rng, draft.split, WHERE, x=stranger.reference),
+        answer=f"Answer: {stranger.subject} is{{ not}} in the reports.",
+    )
 
 
 def _event(draft: Draft, turn: int) -> Sentence:
@@ -137,7 +150,7 @@ def _come_to(draft: Draft, turn: int, mover: Entity | None) -> Sentence:
         return _appear(draft, turn)
     tries = [pick(rng, sources) for _ in range(3)]
     crowd = Counter(state.place for state in draft.state.values())
-    lonely_depth = max(tries, key=lambda pair: pair[0] - 0.7 * crowd[draft.state[pair[1]].place])
+    lonely_depth = max(tries, key=lambda pair: draft.spec.deep * pair[0] - 0.7 * crowd[draft.state[pair[1]].place])
     hops, y = lonely_depth if rng.random() < 0.75 else tries[0]
     if mover is not None and mover.kind == "person" and y.kind == "object":
         return _move(draft, turn, mover)
