@@ -47,6 +47,8 @@ def align(
         kept_start: character of the kept text where the stretch begins.
         min_tokens: shorter runs are left out.
     """
+    if start == kept_start == 0 and _same(reader, kept, end):
+        return (Run(start=0, end=len(kept.token_ids), kept_start=0),) if len(kept.token_ids) >= min_tokens else ()
     first = int(np.searchsorted(reader.starts, start, side="left"))
     last = int(np.searchsorted(reader.ends, end, side="right"))
     if last - first < min_tokens or not len(kept.token_ids):
@@ -68,6 +70,16 @@ def align(
         Run(start=first + a, end=first + b, kept_start=int(partner[a]))
         for a, b in _stretches(equal, partner)
         if b - a >= min_tokens
+    )
+
+
+def _same(reader: Tokens, kept: Tokens, end: int) -> bool:
+    """Whether the two are the same throughout, and all of it lies before `end`: the common case, and a cheap test."""
+    return (
+        np.array_equal(reader.token_ids, kept.token_ids)
+        and np.array_equal(reader.starts, kept.starts)
+        and np.array_equal(reader.ends, kept.ends)
+        and (not len(reader.ends) or bool(reader.ends[-1] <= end))
     )
 
 

@@ -54,18 +54,26 @@ class Trail:
         """Length of the sequence."""
         return int(self.starts[-1])
 
-    def first_places(self, digests: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """For each digest the position of the first chunk that has it; beyond any position where none has."""
-        known, places = self._sorted
-        if not len(known):
-            return np.full(len(digests), _NOWHERE)
-        at = np.minimum(np.searchsorted(known, digests), len(known) - 1)
-        return np.where(known[at] == digests, places[at], _NOWHERE)
-
     @cached_property
-    def _sorted(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        known, ranks = np.unique(self.digests, return_index=True)
-        return known, self.starts[ranks]
+    def distinct(self) -> "_Distinct":
+        """The different chunks of the sequence."""
+        digests, ranks, inverse = np.unique(self.digests, return_index=True, return_inverse=True)
+        return _Distinct(digests=digests, places=self.starts[:-1][ranks], inverse=inverse)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Distinct:
+    """The different chunks of a trail, D of them.
+
+    Attributes:
+        digests: uint64 [D], ascending.
+        places: int64 [D], where the first chunk with each digest begins.
+        inverse: int64 [C], which of them each chunk of the trail is.
+    """
+
+    digests: NDArray[np.uint64]
+    places: NDArray[np.int64]
+    inverse: NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +87,13 @@ class Context:
 
     trail: Trail
     position: int
+
+    def fingerprint(self) -> tuple[int, int, int]:
+        """Equal for two contexts in which the same chunks were seen, in whatever order and however often."""
+        distinct = self.trail.distinct
+        seen = distinct.digests[distinct.places < self.position]
+        begun = self.trail.starts[np.searchsorted(self.trail.starts, self.position, side="right") - 1]
+        return len(seen), int(seen.sum()), self.position - int(begun)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +120,17 @@ class Comparison:
     def __init__(self, author: Trail, reader: Trail) -> None:
         self._author = author
         self._reader = reader
-        self._seen_at = author.first_places(reader.digests)
-        self._stands_at = reader.first_places(author.digests)
+        ours, theirs = reader.distinct, author.distinct
+        seen_at = np.full(len(ours.digests), _NOWHERE)
+        stands_at = np.full(len(theirs.digests), _NOWHERE)
+        if len(stands_at):
+            # Both sorted, so this is nearly a merge.
+            partner = np.minimum(np.searchsorted(theirs.digests, ours.digests), len(stands_at) - 1)
+            shared = theirs.digests[partner] == ours.digests
+            seen_at[shared] = theirs.places[partner[shared]]
+            stands_at[partner[shared]] = ours.places[shared]
+        self._seen_at = seen_at[ours.inverse]
+        self._stands_at = stands_at[theirs.inverse]
 
     def at(self, author_position: int, reader_position: int) -> Change:
         """The change for a token that stood at `author_position` and stands at `reader_position` now."""
@@ -119,12 +143,6 @@ class Comparison:
             unseen=_ranges(self._reader.starts, unseen, reader_position),
             num_gone=int((ends - self._author.starts[gone]).sum()),
         )
-
-
-def same_context(one: Context, other: Context) -> bool:
-    """Whether two authors had seen the same tokens, in whatever order."""
-    change = Comparison(one.trail, other.trail).at(one.position, other.position)
-    return not change.unseen and change.num_gone == 0
 
 
 def _ranges(starts: NDArray[np.int64], chunks: NDArray[np.int64], limit: int) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,7 @@ from agentkv_engine.reuse import PlacedSpan, Resident
 from numpy.typing import NDArray
 
 from agentkv.segment.aligner import Run, Tokens, align
-from agentkv.segment.context import Change, Comparison, Context, Trail, same_context
+from agentkv.segment.context import Change, Comparison, Context, Trail
 from agentkv.segment.segment import Segment
 from agentkv.segment.shelf import Kept, Shelf
 from agentkv.segment.text_index import TextMatch
@@ -114,9 +114,11 @@ class Recognizer:
         with self._lock:
             self._shelf.drop_forgotten()
             text_id = self._shelf.index.find(tenant, message.text)
-            here = Context(trail=self._trail(prompt), position=message.start)
-            copies = self._shelf.copies(text_id) if text_id is not None else ()
-            return "duplicate" if any(c.resident.exact and same_context(c.context, here) for c in copies) else None
+            exact = [c for c in self._shelf.copies(text_id) if c.resident.exact] if text_id is not None else ()
+            if not exact:
+                return None
+            here = Context(trail=self._trail(prompt), position=message.start).fingerprint()
+            return "duplicate" if any(copy.fingerprint == here for copy in exact) else None
 
     def remember(self, tenant: str, prompt: Prompt, message: PromptMessage, resident: Resident) -> Kept:
         """Register the KV of a message that `prompt` holds.
@@ -237,8 +239,8 @@ class _Comparisons:
 
 
 def _spans(message: PromptMessage, reading: _Reading, comparisons: _Comparisons) -> Iterator[PlacedSpan]:
-    for run in reading.runs:
-        change = comparisons.change(reading.segment, run, message)
+    for rank, run in enumerate(reading.runs):
+        change = comparisons.change(reading.segment, run, message) if rank else reading.change
         yield PlacedSpan(
             start=message.start + run.start,
             end=message.start + run.end,

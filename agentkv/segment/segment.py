@@ -19,6 +19,7 @@ class Segment:
         digest: xxh3-128 of the text.
         tokens: the resident's token ids with the characters of the text behind each.
         context: where its author stood, with all the author had seen.
+        fingerprint: of the context: equal where the author had seen the same.
         resident: the KV, by handle, with its token ids.
     """
 
@@ -28,6 +29,7 @@ class Segment:
     digest: int
     tokens: Tokens
     context: Context
+    fingerprint: tuple[int, int, int]
     resident: Resident
 
     @property

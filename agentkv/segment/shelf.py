@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from agentkv_engine.reuse import Resident
 
 from agentkv.segment.aligner import Tokens
-from agentkv.segment.context import Context, same_context
+from agentkv.segment.context import Context
 from agentkv.segment.segment import Segment
 from agentkv.segment.text_index import TextIndex, text_digest
 
@@ -63,6 +63,7 @@ class Shelf:
             digest=text_digest(text),
             tokens=tokens,
             context=context,
+            fingerprint=context.fingerprint(),
             resident=resident,
         )
         text_id = self.index.add(tenant, text)
@@ -123,7 +124,7 @@ def _superfluous(copies: list[Segment]) -> tuple[Segment | None, str]:
         return segment.resident.exact, -segment.resident.hops, segment.num_tokens
 
     newest = copies[-1]
-    twin = next((copy for copy in copies[:-1] if same_context(copy.context, newest.context)), None)
+    twin = next((copy for copy in copies[:-1] if copy.fingerprint == newest.fingerprint), None)
     if twin is not None:
         return min(newest, twin, key=worth), "duplicate"
     if len(copies) <= MAX_COPIES:

@@ -103,11 +103,8 @@ def assemble(
 
 
 def _parts(layout: Layout, splices: Sequence[Sequence[Splice]] | None) -> list[_Part]:
-    one = np.zeros(1, np.int32)
-    known = [
-        _Part(start=a, end=b, piece=Piece(token_ids=one + token, starts=one, ends=one + (b - a)))
-        for a, b, token in layout.fences
-    ]
+    kinds = {token: _fence(token, b - a) for a, b, token in layout.fences}
+    known = [_Part(start=a, end=b, piece=kinds[token]) for a, b, token in layout.fences]
     for (origin, _), found in zip(layout.contents, splices or (), strict=False):
         for splice in found:
             generated = splice.generated
@@ -127,6 +124,15 @@ def _parts(layout: Layout, splices: Sequence[Sequence[Splice]] | None) -> list[_
     if position < len(layout.text):
         parts.append(_Part(start=position, end=len(layout.text)))
     return parts
+
+
+def _fence(token_id: int, length: int) -> Piece:
+    """The piece of one special token."""
+    return Piece(
+        token_ids=np.asarray([token_id], np.int32),
+        starts=np.zeros(1, np.int32),
+        ends=np.asarray([length], np.int32),
+    )
 
 
 def _messages(
