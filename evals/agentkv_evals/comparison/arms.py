@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from agentkv.api import ChatRequest, ChatService, Reuse, Usage
+from agentkv.api import ChatMessage, ChatRequest, ChatService, Reuse, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,3 +60,9 @@ def rotated(arms: Sequence[Arm], turn: int) -> list[Arm]:
     """The arms in the order of this turn: each is first equally often, so none gains from a warm cache."""
     first = turn % len(arms)
     return [*arms[first:], *arms[:first]]
+
+
+def warm_up(service: ChatService) -> None:
+    """Answer one prompt and forget it: the first forward pass of a process is slow, whoever runs it."""
+    request = ChatRequest(messages=(ChatMessage(role="user", content="warm up " * 200),), max_tokens=1)
+    ask(service, Arm(reuse=Reuse.OFF, tenant="warm-up"), request)

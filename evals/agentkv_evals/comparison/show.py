@@ -1,6 +1,19 @@
 """Figures as people read them; the replay's and the demo's tables share these."""
 
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
 from agentkv_evals.comparison.tally import Spread
+
+
+def figures_table(label: str, headings: Sequence[str]) -> Table:
+    """An empty table with a column of labels and columns of figures, narrow enough for 80 columns with nine of them."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for heading in (label, *headings):
+        table.add_column(heading, justify="left" if heading == label else "right", no_wrap=True)
+    return table
 
 
 def share(part: int, whole: int) -> str:

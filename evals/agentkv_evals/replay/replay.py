@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from agentkv.api import ChatMessage, ChatRequest, ChatService, Reuse
+from agentkv.api import ChatRequest, ChatService, Reuse
 from agentkv_evals.comparison.arms import Arm, ask, rotated
 from agentkv_evals.comparison.fidelity import compare
 from agentkv_evals.comparison.tally import Measured
@@ -56,11 +56,6 @@ class Replay:
         self._selector = selector
         self._num_turns = num_turns
         self._played = 0
-
-    def warm_up(self) -> None:
-        """Answer one prompt and forget it: the first forward pass of a process is slow, whoever runs it."""
-        request = ChatRequest(messages=(ChatMessage(role="user", content="warm up " * 200),), max_tokens=1)
-        ask(self._service, Arm(reuse=Reuse.OFF, tenant="warm-up"), request)
 
     def turns(self, trace: Trace) -> list[Turn]:
         """The turns that `play` looks at."""

@@ -12,6 +12,7 @@ from agentkv.config import ServiceConfig
 from agentkv.errors import ConfigError
 from agentkv.service import Service
 from agentkv.tokenization import ChatTokenizer
+from agentkv_evals.comparison.arms import warm_up
 from agentkv_evals.comparison.environment import environment
 from agentkv_evals.replay.replay import Played, Replay
 from agentkv_evals.replay.report import to_json
@@ -52,6 +53,7 @@ def run_replay(
             return len(prompt.token_ids) + len(tokenizer.encode(turn.reply)) + 1 <= limit
 
         replay = Replay(service, modes=modes, fits=fits, selector=selector, num_turns=num_turns)
+        warm_up(service)
         played = _play_all(replay, traces, console)
         model_id = service.model_id
     _print_total(played, replay.modes, console)
@@ -73,7 +75,6 @@ def _play_all(replay: Replay, traces: Sequence[Trace], console: Console) -> list
     console.print(LEGEND, style="dim")
     with progress_bar(console) as progress:
         task = progress.add_task("", total=sum(len(replay.turns(trace)) for trace in traces))
-        replay.warm_up()
         for trace in traces:
             progress.update(task, description=trace.id)
             played.append(replay.play(trace, on_turn=lambda: progress.advance(task)))

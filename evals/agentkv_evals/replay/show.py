@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
 from agentkv.api import Reuse
 from agentkv_evals.comparison.fidelity import TIE
-from agentkv_evals.comparison.show import percent, share, small, times
+from agentkv_evals.comparison.show import figures_table, percent, share, small, times
 from agentkv_evals.replay.replay import Played
 from agentkv_evals.replay.report import tally
 
@@ -36,22 +35,12 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-def table(title: str, played: Sequence[Played], modes: Sequence[Reuse]) -> Table:
+def table(title: str, played: Sequence[Played], modes: Sequence[Reuse]) -> Group:
     """The figures of some conversations, one row a mode."""
     sums = {mode: tally(played, mode) for mode in modes}
     full, skipped = sums[Reuse.OFF], sum(each.skipped for each in played)
-    counts = f"{title}  {full.turns} turns" + (f" (+{skipped} skipped)" if skipped else "")
-    result = Table(
-        title=f"{counts}, {full.tokens.prompt:,} prompt tokens",
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    result.add_column("reuse", no_wrap=True)
-    for heading in _HEADINGS:
-        result.add_column(heading, justify="right", no_wrap=True)
+    counts = f"{full.turns} turns" + (f" ({skipped} skipped)" if skipped else "")
+    result = figures_table("reuse", _HEADINGS)
     for mode, each in sums.items():
         tokens = each.tokens
         parts = (tokens.prefix, tokens.reused, tokens.repaired, tokens.computed)
@@ -63,7 +52,8 @@ def table(title: str, played: Sequence[Played], modes: Sequence[Reuse]) -> Table
             percent(each.fidelity.agreement) if each.turns else "-",
             small(each.fidelity.mean_kl) if each.turns else "-",
         )
-    return result
+    heading = Text.assemble((f"\n{title}", "bold"), f"  {counts}, {full.tokens.prompt:,} prompt tokens")
+    return Group(heading, result)
 
 
 def exactness(played: Sequence[Played]) -> str:
