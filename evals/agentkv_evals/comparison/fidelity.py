@@ -54,7 +54,10 @@ def compare(reference: Iterable[torch.Tensor], other: Iterable[torch.Tensor]) ->
 
     Args:
         reference: full prefill's logits in chunks [n_i, vocabulary].
-        other: the arm's, in chunks that may be cut elsewhere; as many rows in all.
+        other: the arm's, in chunks that may be cut elsewhere.
+
+    Raises:
+        ValueError: they have not as many rows, so they are no answers to the same reply.
     """
     pairs = zip(_blocks(reference), _blocks(other), strict=True)
     return sum((_compare_rows(a, b) for a, b in pairs), start=Fidelity())
@@ -75,6 +78,8 @@ def _blocks(chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def _compare_rows(reference_NV: torch.Tensor, other_NV: torch.Tensor) -> Fidelity:
+    if reference_NV.shape != other_NV.shape:
+        raise ValueError(f"logits {tuple(reference_NV.shape)} and {tuple(other_NV.shape)} are not of the same reply")
     reference_NV, other_NV = reference_NV.float(), other_NV.float()
     best = reference_NV.topk(2)
     missed_N = best.indices[:, 0] != other_NV.argmax(dim=-1)
