@@ -19,7 +19,7 @@ def demo(
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures here.")] = None,
 ) -> None:
-    """Run a LangGraph application of five agents without and with reuse, and compare.
+    """Run five LangGraph agents without and with reuse, and compare.
 
     Three researchers read a document in parallel, a critic reads their reports, a writer reads the reports and the
     critique.
