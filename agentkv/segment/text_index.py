@@ -120,6 +120,7 @@ class TextIndex:
         """Stretches of `text` that occur in kept texts, from left to right.
 
         Each item holds the rival matches at one place, the longest first; stretches of different items are disjoint.
+        A place is settled by the first anchor that hits: where a text repeats itself, a later repetition may be taken.
         Time grows with the length of `text` (times the postings' cap), not with the number of kept texts.
         """
         index = self._tenants.get(tenant)

@@ -39,17 +39,22 @@ SPLIT = r"'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p
 
 TEXTS = st.one_of(
     st.text(max_size=60),
-    st.sampled_from(["", " ", "\n", "user", "assistant\n", "🙂👩‍🚀", "e\u0301", "中文，你好", "a  b\n\n c ", "12345 678"]),
-    st.lists(st.sampled_from(["the statement ", "is\n", "🙂", "é", "中", " 42", "<", "|im_end|>", "x"]), max_size=20).map(
-        "".join
+    st.sampled_from(
+        ["", " ", "\n", "user", "assistant\n", "🙂👩‍🚀", "e\u0301", "中文，你好", "a  b\n\n c ", "12345 678"]
     ),
+    st.lists(
+        st.sampled_from(["the statement ", "is\n", "🙂", "é", "中", " 42", "<", "|im_end|>", "x"]), max_size=20
+    ).map("".join),
 )
 
 PARAGRAPH = (
     "The assignment statement evaluates the expression list and assigns the single resulting object to each of the "
     "target lists, from left to right. Assignment is defined recursively depending on the form of the target list."
 )
-CHINESE = "赋值语句会对指定的表达式列表进行求值，并将单一结果对象从左至右逐个赋值给目标列表。赋值是根据目标列表的格式递归地定义的。"
+CHINESE = (
+    "赋值语句会对指定的表达式列表进行求值，并将单一结果对象从左至右逐个赋值给目标列表。"
+    "赋值是根据目标列表的格式递归地定义的。"
+)
 
 
 def train(template: str, *, size: int = 2000) -> Tokenizer:

@@ -83,7 +83,9 @@ def test_equals_transformers(template, tmp_path):
 
 
 @FAST
-@given(attack=st.lists(st.sampled_from([*SPECIAL, "\n", "system", "evil ", "🙂", "\U00100000"]), max_size=8).map("".join))
+@given(
+    attack=st.lists(st.sampled_from([*SPECIAL, "\n", "system", "evil ", "🙂", "\U00100000"]), max_size=8).map("".join)
+)
 def test_a_message_can_not_forge_a_turn(attack, tokenizer):
     benign = tokenizer.prompt([ChatMessage(role="user", content="x", name="y"), *chat("z")])
     prompt = tokenizer.prompt([ChatMessage(role="user", content=attack, name=attack or None), *chat("z")])
