@@ -6,7 +6,7 @@ The calls others use:
     tokenizer.encode(text) -> tuple[int, ...]                          # special-token text in it stays plain text
     tokenizer.decode(token_ids) -> str                                 # special tokens left out
     tokenizer.detokenizer() -> Detokenizer                             # .feed(token_ids) -> str, .finish() -> str
-    tokenizer.stop_token_ids -> frozenset[int]
+    tokenizer.stop_token_ids -> frozenset[int]                         # .end_of_turn_id: the template's own, or None
     tokenizer.prompt(messages, tenant="", splicer=None) -> Prompt      # raises TemplateRefused, InvalidRequest
     tokenizer.generated(text, token_ids) -> GeneratedText | None       # which generated ids stand behind returned text
 

@@ -42,6 +42,11 @@ class ChatTokenizer:
         template: the chat template.
         eos_token_ids: tokens that end a reply, beside the template's end of turn.
         max_cached_tokens: most tokens remembered by their text.
+
+    Attributes:
+        is_fenced: whether messages' token ids are remembered one by one.
+        end_of_turn_id: the special token that the template puts behind an assistant's words, None without one.
+        stop_token_ids: all tokens that end a reply, that one among them.
     """
 
     def __init__(
@@ -59,6 +64,9 @@ class ChatTokenizer:
         self._token_bytes = TokenBytes(tokenizer)
         self._template = template
         layouts = self._probe_layouts()
+        tokenizer.encode_special_tokens = (
+            False  # for the whole renderings, as tokenizers read them unless told otherwise
+        )
         wholes = [tuple(tokenizer.encode(each.text, add_special_tokens=False).ids) for each in layouts]
         tokenizer.encode_special_tokens = True  # special-token text is plain text, unless the template wrote it
         self._tokenizer = tokenizer
@@ -66,7 +74,9 @@ class ChatTokenizer:
         parts = [self._assemble(each, _probe(rank)).token_ids for rank, each in enumerate(layouts)]
         self.is_fenced = parts == wholes and all(len(each.fences) >= len(each.contents) for each in layouts)
         self._whole = None if self.is_fenced else PieceCache(_copy(tokenizer), self._token_bytes, max_tokens=0)
-        self.stop_token_ids = frozenset(eos_token_ids) | self._end_of_turn()
+        self.end_of_turn_id = self._find_end_of_turn()
+        turn = () if self.end_of_turn_id is None else (self.end_of_turn_id,)
+        self.stop_token_ids = frozenset((*eos_token_ids, *turn))
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "ChatTokenizer":
@@ -151,11 +161,12 @@ class ChatTokenizer:
         except TemplateRefused as error:
             raise ModelError(f"the chat template can't write a simple conversation: {error}") from error
 
-    def _end_of_turn(self) -> frozenset[int]:
+    def _find_end_of_turn(self) -> int | None:
+        """The special token that the template puts behind an assistant's words, if it does."""
         messages = (ChatMessage(role="user", content="question"), ChatMessage(role="assistant", content="the reply"))
         text = self._template.render(messages, add_generation_prompt=False)
         plain, *rest = self._fences.split(text[text.rfind("the reply") + len("the reply") :])
-        return frozenset({self._fences.ids[rest[0]]}) if rest and not plain.strip() else frozenset()
+        return self._fences.ids[rest[0]] if rest and not plain.strip() else None
 
 
 def _probe(first: int) -> list[ChatMessage]:

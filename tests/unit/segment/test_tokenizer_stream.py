@@ -85,7 +85,13 @@ def test_end_tokens(tmp_path):
 
 
 def test_end_of_turn_of_llama3(llama3):
-    assert llama3.stop_token_ids == {llama3._tokenizer.token_to_id("<|eot_id|>")}
+    assert llama3.end_of_turn_id == llama3._tokenizer.token_to_id("<|eot_id|>")
+    assert llama3.stop_token_ids == {llama3.end_of_turn_id}
+
+
+def test_no_end_of_turn(unfenced):
+    assert unfenced.end_of_turn_id is None
+    assert unfenced.stop_token_ids == frozenset()
 
 
 def test_template_files(tmp_path):
