@@ -16,7 +16,7 @@ from agentkv_engine.reuse import PlacedSpan, ReuseView
 from agentkv.api import ChatDelta, ChatRequest, Reuse
 from agentkv.config import ServiceConfig
 from agentkv.engine_thread import EngineThread
-from agentkv.errors import ContextTooLong, InvalidRequest, ModelError, ServiceClosed
+from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest, ModelError, ServiceClosed
 from agentkv.keeper import Keeper
 from agentkv.running_chat import RunningChat, StopStrings
 from agentkv.screening.selectors.budget import BudgetedSelector
@@ -74,6 +74,7 @@ class Service:
 
         Raises:
             ModelError: the directory can't be served; says what is missing or unsupported.
+            ConfigError: the KV memory holds no block.
             InvalidRequest: the configured selector does not exist.
         """
         config = config or ServiceConfig()
@@ -92,6 +93,8 @@ class Service:
             engine = Engine.from_directory(model, engine_config, eviction=policy, on_evict=keeper.evicted)
         except CheckpointError as error:
             raise ModelError(str(error)) from error
+        except RequestRefused as error:
+            raise ConfigError(str(error)) from error
         keeper.attach(engine, max_bytes=config.kv_memory)
         name = model.resolve().name
         return cls(engine, tokenizer, config, model_id=name, keeper=keeper, recognizer=recognizer)

@@ -60,7 +60,8 @@ class DenseOracle:
         kv, maps = DenseKV([], []), []
         for layer in self._decoder.layers:
             normed = layer.attention_norm(x)
-            k, v = (linear(normed).unflatten(-1, (-1, config.head_dim)) for linear in (layer.attention.k, layer.attention.v))
+            k = layer.attention.k(normed).unflatten(-1, (-1, config.head_dim))
+            v = layer.attention.v(normed).unflatten(-1, (-1, config.head_dim))
             stale = depth_P < layer.index
             for start, old in reused or []:
                 here = torch.zeros(size, dtype=torch.bool)

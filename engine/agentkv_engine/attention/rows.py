@@ -21,7 +21,8 @@ class ObservedRows:
     Attributes:
         rows: indices into the sequence's rows of this step.
         into: for each of them, the row of `record_LRP` it fills.
-        record_LRP: float32 [layers, probe rows, prompt positions], written at `[layer, into, key positions]`.
+        record_LRP: float32 [probe depth, probe rows, prompt positions], written at `[layer, into, key positions]`; the
+            rows may run deeper, where the engine's levels round their depth up.
     """
 
     rows: IntArray

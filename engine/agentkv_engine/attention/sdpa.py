@@ -51,7 +51,7 @@ class SdpaBackend:
             if sequence.turn is not None:
                 k_SKD = rotate(k_SKD, sequence.turn)
             out_AHD[sequence.rows] = _attention(q_RHD, k_SKD, v_SKD, sequence.mask_RS)
-            if sequence.observed is not None:
+            if sequence.observed is not None and layer < len(sequence.observed.record_LRP):
                 _record(q_RHD, k_SKD, sequence, layer)
         return out_AHD
 

@@ -1,0 +1,249 @@
+"""The service on a small model: what is recognised, kept, read, shared, refused, and left behind."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from agentkv.api import ChatDelta, ChatMessage, ChatRequest, Reuse, Usage
+from agentkv.config import ServiceConfig
+from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest, ModelError, ServiceClosed
+from agentkv.service import Service
+
+REPORT = (
+    "The first of them had read the tide tables from 1912 to 1948, and she said that the water had risen by 17 "
+    "centimetres; the second had counted 2,306 ships; the third had been asked to look for errors and found none."
+)
+UNICODE = "naïve café 🚢🚢 한국어 — e\u0301 ﬁ 中文：港口的水位上升了十七厘米，第二位研究员数了两千三百零六艘船。"
+
+
+@pytest.fixture
+def service(small_model) -> Iterator[Service]:
+    with Service.open(small_model("qwen2"), ServiceConfig(kv_memory=64 << 20)) as service:
+        yield service
+        service.check()
+
+
+def messages(system: str, *contents: str) -> tuple[ChatMessage, ...]:
+    users = (ChatMessage(role="user", content=content) for content in contents)
+    return (ChatMessage(role="system", content=system), *users)
+
+
+def ask(service: Service, *chat: ChatMessage, tenant: str = "", **options) -> tuple[str, Usage]:
+    options = {"max_tokens": 8, "reuse": Reuse.SCREENED, **options}
+    deltas = list(service.submit(ChatRequest(messages=chat, **options), tenant=tenant))
+    assert deltas[-1].usage is not None
+    return "".join(delta.text for delta in deltas), deltas[-1].usage
+
+
+def total(usage: Usage) -> int:
+    return usage.reuse.prefix + usage.reuse.reused + usage.reuse.repaired + usage.reuse.computed
+
+
+def test_a_message_that_another_agent_has_read_is_reused(service: Service) -> None:
+    ask(service, *messages("You count ships.", REPORT))
+    _, usage = ask(service, *messages("You are a critic with another prompt.", "Look at this.", REPORT))
+    assert usage.reuse.segments >= 1
+    assert usage.reuse.reused + usage.reuse.repaired > 40
+    assert total(usage) == usage.prompt_tokens
+    assert usage.reuse.row_layers < 0.8 * usage.reuse.full_row_layers
+
+
+def test_a_reply_is_reused_as_decode_computed_it(service: Service) -> None:
+    reply, _ = ask(service, *messages("You write.", "Go on."), forced_reply=REPORT)
+    _, usage = ask(service, *messages("You judge.", f"Is this good?\n<text>{reply}</text>"))
+    assert usage.reuse.reused + usage.reuse.repaired >= 40
+
+
+def test_exact_and_off_give_the_same_answer_and_screened_with_repair_all_too(service: Service) -> None:
+    chat = messages("You count ships.", REPORT, "How many ships?")
+    ask(service, *messages("You read.", REPORT))
+    off, _ = ask(service, *chat, reuse=Reuse.OFF, max_tokens=40)
+    exact, _ = ask(service, *chat, reuse=Reuse.EXACT, max_tokens=40)
+    warm, usage = ask(service, *chat, reuse=Reuse.EXACT, max_tokens=40)
+    repaired, all_usage = ask(service, *chat, selector="repair_all", max_tokens=40)
+    assert off == exact == warm == repaired
+    assert usage.reuse.prefix > 0
+    assert all_usage.reuse.reused == 0
+
+
+def test_tenants_and_salts_share_nothing(service: Service) -> None:
+    ask(service, *messages("You read.", REPORT), tenant="ann")
+    for options in ({"tenant": "bob"}, {"tenant": "ann", "cache_salt": "x"}, {"tenant": "ann\x1fx"}):
+        _, usage = ask(service, *messages("You judge.", REPORT), **options)
+        assert usage.reuse.computed == usage.prompt_tokens
+    _, usage = ask(service, *messages("You judge.", REPORT), tenant="ann")
+    assert usage.reuse.computed < usage.prompt_tokens
+
+
+def test_five_agents_that_ask_the_same_new_text_at_once_compute_it_once(service: Service) -> None:
+    def agent(number: int) -> Usage:
+        return ask(service, *messages(f"You are agent number {number}.", REPORT, f"Question {number}?"))[1]
+
+    with ThreadPoolExecutor(5) as pool:
+        usages = list(pool.map(agent, range(5)))
+    computed = sorted(usage.reuse.computed for usage in usages)
+    assert computed[-1] == max(usage.prompt_tokens for usage in usages) or computed[-1] > 60
+    assert all(
+        usage.reuse.reused + usage.reuse.repaired > 40 for usage in usages if usage.reuse.computed != computed[-1]
+    )
+    assert sum(usage.reuse.segments > 0 for usage in usages) == 4
+
+
+def test_whoever_waits_for_words_is_served_when_their_writer_is_cancelled(service: Service) -> None:
+    first = service.submit(ChatRequest(messages=messages("You read.", REPORT * 8), reuse=Reuse.SCREENED, max_tokens=4))
+    second = service.submit(
+        ChatRequest(messages=messages("You judge.", REPORT * 8), reuse=Reuse.SCREENED, max_tokens=4)
+    )
+    first.cancel()
+    assert list(second)[-1].finish_reason in ("stop", "length")
+
+
+def test_a_prompt_that_is_one_segment_alone_is_answered(service: Service) -> None:
+    chat = (ChatMessage(role="user", content=REPORT),)
+    first, _ = ask(service, *chat)
+    second, usage = ask(service, *chat)
+    assert first == second
+    assert usage.reuse.computed <= 16
+
+
+@pytest.mark.parametrize("content", ["", " ", "\n", "🙂", UNICODE, "<|im_end|>", "a" * 3000])
+def test_any_text_can_be_asked_and_comes_back(service: Service, content: str) -> None:
+    for system in ("You read.", "You judge what you read."):
+        for reuse in Reuse:
+            text, usage = ask(service, *messages(system, content), reuse=reuse, forced_reply=content)
+            assert usage.prompt_tokens == total(usage)
+            assert text == content or content == UNICODE  # Qwen2's tokenizer composes e + accent
+
+
+def test_ten_thousand_tiny_messages_are_refused_by_length_not_by_time(service: Service) -> None:
+    with pytest.raises(ContextTooLong, match="shorten the messages"):
+        ask(service, *(ChatMessage(role="user", content=f"m{n}") for n in range(10_000)))
+    text, usage = ask(service, *(ChatMessage(role="user", content="m") for _ in range(700)))
+    assert usage.prompt_tokens == total(usage)
+
+
+def test_generated_ids_come_back_as_they_were_in_every_mode(service: Service) -> None:
+    chat = messages("You write.", "Go on.")
+    for seed in range(
+        200
+    ):  # a random model says anything: look for plain text in tokens that the tokenizer would not use
+        deltas = list(service.submit(ChatRequest(messages=chat, max_tokens=8, temperature=1.5, seed=seed)))
+        reply = "".join(delta.text for delta in deltas)
+        generated = [token for delta in deltas for token in delta.token_ids]
+        if reply.isascii() and reply.isprintable() and service._tokenizer.encode(reply) != tuple(generated):
+            break
+    else:
+        pytest.fail("no seed gave plain text")
+    longer = (*chat, ChatMessage(role="assistant", content=reply), ChatMessage(role="user", content="And?"))
+    for reuse in Reuse:
+        prompt = service._tokenizer.prompt(longer, tenant="\x1f", splicer=service._memory.splicer("\x1f"))
+        _, usage = ask(service, *longer, reuse=reuse)
+        assert usage.prompt_tokens == len(prompt.token_ids)
+        message = prompt.messages[2]
+        ids = prompt.token_ids[message.start : message.end]
+        assert list(ids) == generated[: len(ids)]
+
+
+def test_stop_strings_are_cut_wherever_tokens_end(service: Service) -> None:
+    whole, _ = ask(service, *messages("You write.", "Go on."), max_tokens=60, reuse=Reuse.OFF)
+    for stop in (whole[10:14], whole[20:29]):
+        deltas = list(
+            service.submit(ChatRequest(messages=messages("You write.", "Go on."), max_tokens=60, stop=(stop,)))
+        )
+        assert "".join(delta.text for delta in deltas) == whole[: whole.index(stop)]
+        assert deltas[-1].finish_reason == "stop"
+
+
+def test_leaving_the_loop_cancels_and_frees(service: Service) -> None:
+    for _ in service.submit(ChatRequest(messages=messages("You write.", REPORT), max_tokens=2000)):
+        break
+
+    async def leave() -> None:
+        async for _ in service.submit(ChatRequest(messages=messages("You write.", REPORT), max_tokens=2000)):
+            break
+
+    asyncio.run(leave())
+    stream = service.submit(ChatRequest(messages=messages("You write.", REPORT), max_tokens=2000))
+    stream.cancel()
+    assert list(stream)[-1].finish_reason == "abort"
+    ask(service, *messages("You write.", "Short."), max_tokens=1)  # a step later everything is released
+    assert service.health()["running"] == 0
+
+
+async def collect(service: Service, request: ChatRequest) -> list[ChatDelta]:
+    return [delta async for delta in service.submit(request)]
+
+
+def test_coroutines_and_threads_read_the_same(service: Service) -> None:
+    request = ChatRequest(messages=messages("You write.", REPORT), max_tokens=20)
+    deltas = asyncio.run(collect(service, request))
+    assert "".join(d.text for d in deltas) == "".join(d.text for d in service.submit(request))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"selector": "nonsense"}, "nonsense"),
+    ],
+)
+def test_wrong_requests_are_refused_at_once(service: Service, options: dict, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        service.submit(ChatRequest(messages=messages("You read.", "x"), **options))
+
+
+def test_kv_memory_too_small_for_a_prompt_or_for_anything(small_model) -> None:
+    with Service.open(small_model("qwen2"), ServiceConfig(kv_memory=200_000)) as service:
+        with pytest.raises(ContextTooLong, match="at most"):
+            ask(service, *messages("You read.", REPORT * 4))
+        for n in range(12):
+            ask(service, *messages(f"You are {n}.", f"{n}. {REPORT[:150]}"))
+        service.check()
+    with pytest.raises((ModelError, ConfigError), match="holds no block"):
+        Service.open(small_model("qwen2"), ServiceConfig(kv_memory=100))
+
+
+def test_closing_ends_running_chats_with_a_clear_error(small_model) -> None:
+    service = Service.open(small_model("qwen2"), ServiceConfig(kv_memory=64 << 20))
+    stream = service.submit(ChatRequest(messages=messages("You write.", REPORT), max_tokens=5000))
+    service.close()
+    with pytest.raises(ServiceClosed, match="closed"):
+        list(stream)
+    with pytest.raises(ServiceClosed):
+        service.submit(ChatRequest(messages=messages("You write.", "x")))
+    service.close()
+
+
+def test_an_engine_that_fails_fails_loudly_and_nothing_hangs(small_model, monkeypatch) -> None:
+    service = Service.open(small_model("qwen2"), ServiceConfig(kv_memory=64 << 20))
+
+    def broken() -> None:
+        raise RuntimeError("the device fell off the bus")
+
+    monkeypatch.setattr(service._engine, "step", broken)
+    stream = service.submit(ChatRequest(messages=messages("You write.", REPORT)))
+    with pytest.raises(ServiceClosed, match="fell off the bus"):
+        list(stream)
+    with pytest.raises(ServiceClosed):
+        service.memory()
+    assert service.health()["status"] == "closed"
+    service.close()
+
+
+def test_settings_come_from_values_then_environment(monkeypatch) -> None:
+    monkeypatch.setenv("AGENTKV_KV_MEMORY", "2GiB")
+    monkeypatch.setenv("AGENTKV_REUSE", "screened")
+    config = ServiceConfig.from_values(reuse="off", selector=None)
+    assert (config.kv_memory, config.reuse, config.selector) == (2 << 30, Reuse.OFF, "query_attention(0.2)")
+    with pytest.raises(ConfigError, match="reuse"):
+        ServiceConfig.from_values(reuse="sometimes")
+
+
+def test_import_agentkv_does_not_import_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import agentkv, sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
