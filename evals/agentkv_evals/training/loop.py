@@ -16,7 +16,7 @@ from agentkv_evals.training.encode import Encoder
 from agentkv_evals.training.feed import Feed
 from agentkv_evals.training.model import Decoder, Shape
 from agentkv_evals.training.plan import PLANS, Stage
-from agentkv_evals.training.quick import Graded, accuracy, graded_items, lines
+from agentkv_evals.training.quick import Graded, accuracy, graded_items, graded_roles, lines
 from agentkv_evals.training.step import Stepper
 
 WARM_STEPS = 200
@@ -57,7 +57,8 @@ def train(run: Run) -> None:
         model = checkpoint.load(run.resume) if run.resume else _new_model(run)
         model.to(run.device)
         print(f"{checkpoint.count_parameters(model):,} parameters", flush=True)
-        graded = graded_items(Encoder(Tokenizer.from_file(str(run.tokenizer))), run.per_cell)
+        encoder = Encoder(Tokenizer.from_file(str(run.tokenizer)))
+        graded = graded_items(encoder, run.per_cell) + graded_roles(encoder, run.per_cell)
         _steps(run, stages, feed, model, graded)
     finally:
         feed.close()

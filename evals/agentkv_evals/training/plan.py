@@ -23,6 +23,7 @@ def _level(tokens: int, depth_cap: int, new_share: float = 0.3, extras: float = 
 
 _SMALL, _MEDIUM, _WIDE, _LARGE, _HUGE = (64, 256), (32, 512), (48, 512), (16, 1024), (4, 4096)
 PEAK = 7e-4
+_ROLES_256, _ROLES_512, _ROLES_1024 = (_level(tokens, 4, roles=0.5) for tokens in (256, 512, 1024))
 
 PLANS: dict[str, tuple[Stage, ...]] = {
     "start": (
@@ -48,15 +49,15 @@ PLANS: dict[str, tuple[Stage, ...]] = {
     "finish": (
         Stage(
             share=0.7,
-            levels=(_level(256, 4), _level(512, 4), _level(512, 4), _level(1024, 4)),
-            batches=(_SMALL, _MEDIUM, _MEDIUM, _MEDIUM, _LARGE),
-            rate=(PEAK, 2.5e-4),
+            levels=(_ROLES_256, _ROLES_512, _ROLES_512, _ROLES_1024),
+            batches=(_SMALL, _WIDE, _MEDIUM, _WIDE, _LARGE, _LARGE),
+            rate=(PEAK, 3e-4),
         ),
         Stage(
             share=0.3,
-            levels=(_level(256, 4), _level(512, 4), _level(1024, 4), _level(4096, 4)),
-            batches=(_SMALL, _MEDIUM, _MEDIUM, _LARGE, _HUGE),
-            rate=(2.5e-4, 0.0),
+            levels=(_ROLES_256, _ROLES_512, _ROLES_1024, _level(4096, 4)),
+            batches=(_SMALL, _WIDE, _WIDE, _LARGE, _LARGE, _HUGE),
+            rate=(3e-4, 0.0),
         ),
     ),
     "smoke": (

@@ -15,7 +15,8 @@ import torch
 from agentkv_evals.training.encode import Encoder
 from agentkv_evals.training.model import Decoder
 from agentkv_evals.worlds.build import DEPTHS, make_item
-from agentkv_evals.worlds.item import Names, QuestionPosition
+from agentkv_evals.worlds.demo import demo_case
+from agentkv_evals.worlds.item import Message, Names, QuestionPosition
 from agentkv_evals.worlds.split import Split
 
 
@@ -41,6 +42,24 @@ def graded_items(encoder: Encoder, per_cell: int, split: Split = "heldout", name
                     )
                     graded.append(Graded((family, depth, position), *encoder.item(item)))
     return sorted(graded, key=lambda g: len(g.prompt))
+
+
+def graded_roles(encoder: Encoder, per_cell: int, sizes: tuple[int, ...] = (8, 16, 28)) -> list[Graded]:
+    """The demo's agents on held-out documents, each after what the others should have said; the cell names its size."""
+    graded = []
+    for size in sizes:
+        for seed in range(per_cell):
+            case = demo_case(seed, sentences=size, conflict=seed % 3 > 0)
+            reports = [Message(role="user", name=a.name, content=a.expected) for a in case.researchers]
+            critique = Message(role="user", name="critic", content=case.critic.expected)
+            threads = [(case.researchers[seed % 3], []), (case.critic, reports)]
+            threads += [(case.analyst, reports), (case.writer, [*reports, critique])]
+            for agent, heard in threads:
+                system, task = Message(role="system", content=agent.system), Message(role="user", content=agent.task)
+                prompt = encoder.prompt([system, *heard, task]) + encoder.generation_prompt()
+                cell = (agent.name.split("_")[0], size, "role")
+                graded.append(Graded(cell, prompt, encoder.reply(agent.expected)[0]))
+    return graded
 
 
 @torch.no_grad()
@@ -71,4 +90,6 @@ def lines(cells: dict[tuple[str, int, str], float]) -> list[str]:
             " ".join(f"{100 * cells[family, depth, position]:3.0f}" for depth in depths) for position in ("last", "first")
         ]
         table.append(f"{family:13s} last {halves[0]:20s} first {halves[1]}")
+    for cell in sorted(cell for cell in cells if cell[2] == "role"):
+        table.append(f"{cell[0]:13s} {cell[1]:3d} sentences {100 * cells[cell]:3.0f}")
     return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentkv_evals.worlds.build import ADDERS, READERS, candidate_turns, plain, report_turns
 from agentkv_evals.worlds.cast import CastExhaustedError, Entity, pick
@@ -74,9 +74,9 @@ def _lesson(rng: random.Random, level: Level) -> Lesson:
     part = roll / level.roles
     if part < 0.03:
         return _greeting(rng)
-    if part < 0.4:
+    if part < 0.55:
         return _researcher(rng, level)
-    return _team(rng, level) if part < 0.75 else _analyst(rng, level)
+    return _team(rng, level) if part < 0.85 else _analyst(rng, level)
 
 
 def _spec(rng: random.Random, level: Level, room: int) -> Spec:
@@ -96,7 +96,7 @@ def _spec(rng: random.Random, level: Level, room: int) -> Spec:
         sentences=lines,
         depth_cap=level.depth_cap,
         new_share=pick(rng, (0.0, 0.0, 0.5, 1.0)) if rng.random() < level.new_share * 2 else 0.0,
-        swap_share=pick(rng, (0.0, 0.0, 0.08)) if level.depth_cap > 1 else 0.0,
+        swap_share=pick(rng, (0.0, 0.04, 0.12)) if level.depth_cap > 1 else 0.0,
         update_share=pick(rng, (0.1, 0.2)) if level.depth_cap > 1 else 0.05,
         canonical=rng.random() < 0.4,
         deep=3.0 if deep else 1.0,
@@ -179,7 +179,7 @@ def _choose(draft: Draft, count: int) -> list[Probe]:
 
 def _appetite(family: str, depth: int) -> float:
     """How much a kind of question is wanted: rare and deep ones more than easy ones."""
-    return {"lookup": 0.5, "unknown": 0.3, "chain": 1.0, "update": 1.0, "swap": 1.0}.get(family, 3.0) * (1 + 0.25 * depth)
+    return {"lookup": 0.5, "unknown": 0.3, "chain": 1.0, "update": 1.0, "swap": 1.5}.get(family, 3.0) * (1 + 0.25 * depth)
 
 
 def _subjects(draft: Draft) -> list[Entity]:
@@ -194,10 +194,14 @@ def _places(draft: Draft, opening: str, subjects: list[Entity]) -> str:
 def _researcher(rng: random.Random, level: Level) -> Lesson:
     """A researcher reads its part of a document, behind what the topology shows it, and lists the facts."""
     shown = rng.random() < 0.3
-    spec = _spec(rng, level, level.tokens - 60 if shown else int(level.tokens * 0.45))
-    draft = grow(rng, "train", _canonical(spec))
-    turns = report_turns(draft, "chain" if shown else "parallel")
-    index = int(rng.random() * (1 + min(2, len(turns) - 1))) if shown else int(rng.random() * len(turns))
+    if shown:
+        draft = grow(rng, "train", _canonical(_spec(rng, level, level.tokens - 60)))
+        turns = report_turns(draft, "chain")
+        index = int(rng.random() * (1 + min(2, len(turns) - 1)))
+    else:
+        draft = grow(rng, "train", _long_reports(rng, level))
+        turns = report_turns(draft, "parallel")
+        index = int(rng.random() * len(turns))
     turn = turns[index]
     prompt = [
         Message(role="system", content=turn.system),
@@ -206,17 +210,16 @@ def _researcher(rng: random.Random, level: Level) -> Lesson:
     return Lesson(prompt, [Exchange(turn.source, turn.content)])
 
 
+def _long_reports(rng: random.Random, level: Level) -> Spec:
+    """Up to three reports, each as long as a row with its document allows."""
+    most = min(32, (level.tokens - 80) // 21)
+    spec = _spec(rng, level, level.tokens)
+    return replace(_canonical(spec), turns=1 + int(rng.random() * 3), sentences=3 + int(rng.random() * (most - 2)))
+
+
 def _canonical(spec: Spec) -> Spec:
-    return Spec(
-        turns=spec.turns,
-        sentences=spec.sentences,
-        depth_cap=spec.depth_cap,
-        new_share=spec.new_share,
-        swap_share=spec.swap_share,
-        update_share=spec.update_share,
-        canonical=True,
-        deep=spec.deep,
-    )
+    """The same in the researchers' plain wording."""
+    return replace(spec, canonical=True)
 
 
 def _team(rng: random.Random, level: Level) -> Lesson:
