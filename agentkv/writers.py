@@ -21,13 +21,13 @@ class Writers:
     def __init__(self, *, min_tokens: int) -> None:
         self._min_tokens = min_tokens
         self._writer_of: dict[Words, RunningChat] = {}
-        self._words_of: dict[RunningChat, list[Words]] = {}
+        self._words_of: dict[RunningChat, set[Words]] = {}
         self._waiting_for: dict[RunningChat, list[RunningChat]] = {}
 
     def wait_for_words(self, chat: RunningChat) -> bool:
         """Whether another chat is computing words that this one needs: then it is to be admitted again once `done`
         names it. Otherwise the chat is from now on the writer of its own new words."""
-        new = [(chat.tenant, text_digest(m.text)) for m in chat.prompt.messages if self._is_new(chat, m)]
+        new = {(chat.tenant, text_digest(m.text)) for m in chat.prompt.messages if self._is_new(chat, m)}
         writer = next((self._writer_of[words] for words in new if words in self._writer_of), None)
         if writer is not None:
             self._waiting_for[writer].append(chat)

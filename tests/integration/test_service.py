@@ -99,6 +99,12 @@ def test_whoever_waits_for_words_is_served_when_their_writer_is_cancelled(servic
     assert list(second)[-1].finish_reason in ("stop", "length")
 
 
+def test_the_same_new_text_twice_in_one_prompt(service: Service) -> None:
+    ask(service, *messages("You read.", REPORT, REPORT))
+    _, usage = ask(service, *messages("You judge.", REPORT, "and", REPORT))
+    assert usage.reuse.segments == 2
+
+
 def test_a_prompt_that_is_one_segment_alone_is_answered(service: Service) -> None:
     chat = (ChatMessage(role="user", content=REPORT),)
     first, _ = ask(service, *chat)
