@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from agentkv_engine.errors import EngineError
 
 import agentkv
 from agentkv.api import Reuse
 from agentkv.embedded import model_directory
 from agentkv.errors import AgentKVError, ConfigError
+from agentkv_engine.errors import EngineError
 
 COMMAND_GROUP = "agentkv.commands"
 """Group of the entry points that become commands."""

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from agentkv.errors import ServiceClosed
 from agentkv_engine.engine import Engine
 from agentkv_engine.request import StepOutput
-
-from agentkv.errors import ServiceClosed
 
 T = TypeVar("T")
 

@@ -1,14 +1,13 @@
 """What is kept of a chat: the messages its prompt computed, and its reply."""
 
-from agentkv_engine.engine import Engine, LeastRecentlyUsed
-from agentkv_engine.request import Request
-from agentkv_engine.reuse import PlacedSpan, Resident
-
 from agentkv.segment import Kept, Recognizer, Segment
 from agentkv.store.eviction import SparePinned
 from agentkv.store.pool import PoolStore
 from agentkv.store.store import SegmentKey
 from agentkv.tokenization import GeneratedText, Prompt, PromptMessage
+from agentkv_engine.engine import Engine, LeastRecentlyUsed
+from agentkv_engine.request import Request
+from agentkv_engine.reuse import PlacedSpan, Resident
 
 
 class Keeper:

@@ -4,13 +4,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from agentkv_engine.request import FinishReason, Request, StepOutput, TokenSources
-from agentkv_engine.reuse import PlacedSpan
-
 from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
 from agentkv.screening.selectors.budget import BudgetedSelector
 from agentkv.stream import DeltaStream
 from agentkv.tokenization import Detokenizer, Prompt
+from agentkv_engine.request import FinishReason, Request, StepOutput, TokenSources
+from agentkv_engine.reuse import PlacedSpan
 
 
 class StopStrings:

@@ -7,12 +7,6 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
-from agentkv_engine.config import EngineConfig
-from agentkv_engine.engine import Engine, MemoryStats
-from agentkv_engine.errors import CheckpointError, EngineError, RequestRefused
-from agentkv_engine.request import FinishReason, Request, ReuseMode, SamplingParams, StepOutput
-from agentkv_engine.reuse import PlacedSpan, ReuseView
-
 from agentkv.api import ChatDelta, ChatRequest, Reuse
 from agentkv.config import ServiceConfig
 from agentkv.engine_thread import EngineThread
@@ -26,6 +20,11 @@ from agentkv.segment import GeneratedMemory, Recognizer
 from agentkv.stream import DeltaStream
 from agentkv.tokenization import ChatTokenizer, Prompt
 from agentkv.writers import Writers
+from agentkv_engine.config import EngineConfig
+from agentkv_engine.engine import Engine, MemoryStats
+from agentkv_engine.errors import CheckpointError, EngineError, RequestRefused
+from agentkv_engine.request import FinishReason, Request, ReuseMode, SamplingParams, StepOutput
+from agentkv_engine.reuse import PlacedSpan, ReuseView
 
 _TENANT_AND_SALT = "\x1f"
 

@@ -9,9 +9,10 @@ Shapes: L layers, P positions, K kv heads, D head dimension, V vocabulary.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.rope import rotate
-from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+
 from agentkv_engine.engine import Engine
 from agentkv_engine.errors import EngineError
 from agentkv_engine.request import FinishReason, Request, SamplingParams, TokenSources

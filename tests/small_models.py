@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from agentkv_evals.random_model import CHATML, draw_weights, train_tokenizer, write_json, write_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qwen2Config
+
+from agentkv_evals.random_model import CHATML, draw_weights, train_tokenizer, write_json, write_tokenizer
 
 CONTEXT_LENGTH = 8192
 VOCABULARY_SIZE = 512

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from agentkv_engine.reuse import ReuseView
-
 from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv_engine.reuse import ReuseView
 
 NOT_WORTH = "not_worth"
 """The reason under which such a request is counted in `ReuseUsage.misses`."""

@@ -7,7 +7,6 @@ from functools import lru_cache
 from threading import Lock
 
 import numpy as np
-from agentkv_engine.reuse import PlacedSpan, Resident
 from numpy.typing import NDArray
 
 from agentkv.segment.aligner import Run, Tokens, align
@@ -16,6 +15,7 @@ from agentkv.segment.segment import Segment
 from agentkv.segment.shelf import Kept, Shelf
 from agentkv.segment.text_index import TextMatch
 from agentkv.tokenization import GeneratedText, Prompt, PromptMessage
+from agentkv_engine.reuse import PlacedSpan, Resident
 
 _COMPARABLE = 0.9  # rival copies with this share of the longest's tokens are chosen from by their context
 

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from agentkv_engine.reuse import Resident
-
 from agentkv.segment.aligner import Tokens
 from agentkv.segment.context import Context
+from agentkv_engine.reuse import Resident
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

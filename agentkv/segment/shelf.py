@@ -4,12 +4,11 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agentkv_engine.reuse import Resident
-
 from agentkv.segment.aligner import Tokens
 from agentkv.segment.context import Context
 from agentkv.segment.segment import Segment
 from agentkv.segment.text_index import TextIndex, text_digest
+from agentkv_engine.reuse import Resident
 
 MAX_COPIES = 2
 _GONE_REMEMBERED = 4096

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from agentkv_engine.reuse import Resident
-
 from agentkv.store.eviction import SparePinned
 from agentkv.store.ledger import Entry, Ledger
 from agentkv.store.store import SegmentKey, StoreUsage
+from agentkv_engine.reuse import Resident
 
 
 class ResidentEngine(Protocol):

@@ -71,7 +71,7 @@ class Engine:
         *,
         revision: str = "",
         eviction: EvictionPolicy | None = None,
-        on_evict: Callable[[int], None] = lambda handle: None,
+        on_evict: Callable[[int], None] = lambda _handle: None,
         budget: BudgetPolicy | None = None,
     ) -> None:
         shape = decoder.config
@@ -118,7 +118,7 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         eviction: EvictionPolicy | None = None,
-        on_evict: Callable[[int], None] = lambda handle: None,
+        on_evict: Callable[[int], None] = lambda _handle: None,
     ) -> "Engine":
         """Load a Hugging Face directory (config.json, safetensors).
 
@@ -187,8 +187,8 @@ class Engine:
         return self._scheduler.update(schedule, result.logits, result.sampled)
 
     def keep(self, request_id: str, start: int, end: int) -> Resident:
-        """Keep the KV of positions [start, end) of a request, from the step that computed them to the step after its last
-        output. Nothing is copied; rows that were only reused keep pointing to where they lie.
+        """Keep the KV of positions [start, end) of a request; possible from the step that computed them until the step
+        after its last output. Nothing is copied; rows that were only reused keep pointing to where they lie.
 
         Raises:
             UnknownHandle: no such request is in the engine.
@@ -197,7 +197,8 @@ class Engine:
         seq = self._find(request_id)
         if seq.residence is None or not 0 <= start < end <= seq.num_computed:
             raise RequestRefused(
-                f"{request_id} has KV of positions 0..{seq.num_computed}, not of {start}..{end}: keep a part that is computed"
+                f"{request_id} has KV of positions 0..{seq.num_computed}, not of {start}..{end}: "
+                "keep a part that is computed"
             )
         exact = end <= seq.residence.exact_until
         keys = seq.residence.table.copy_out(start, end)

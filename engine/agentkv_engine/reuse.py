@@ -1,9 +1,9 @@
 """The seam between the middleware and the engine: KV that lies in the pool, and what to recompute of it.
 
 The engine knows nothing of messages. It is told that a half-open *span* of a prompt may be read from a *resident*, and
-asks a *selector* which of the reused rows to recompute, and through how many layers. Docstring of `Selector` has the
-two questions. A *depth* is the number of layers through which a row is computed: 0 (only reused) to num_layers (repaired
-in full, as in a full prefill).
+asks a *selector* which of the reused rows to recompute and through how many layers; `Selector` has the two questions. A
+*depth* is the number of layers through which a row is computed: 0 (only reused) to num_layers (repaired in full, as in
+a full prefill).
 
 Shapes: L layers, R observed rows, P prompt positions.
 """
@@ -122,7 +122,7 @@ class Observation:
 
     Attributes:
         positions: the probe rows' positions, R of them.
-        attention_LRP: head-mean attention probabilities, float32 [probe depth, R, num_tokens]; 0 where a row saw no key.
+        attention_LRP: head-mean attention, float32 [probe depth, R, num_tokens]; 0 where a row saw no key.
     """
 
     positions: tuple[int, ...]

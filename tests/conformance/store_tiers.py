@@ -4,13 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentkv_engine.engine import LeastRecentlyUsed
-from agentkv_engine.errors import UnknownHandle
-from agentkv_engine.reuse import Resident
-
 from agentkv.store.eviction import SparePinned
 from agentkv.store.pool import PoolStore
 from agentkv.store.store import SegmentKey, Store
+from agentkv_engine.engine import LeastRecentlyUsed
+from agentkv_engine.errors import UnknownHandle
+from agentkv_engine.reuse import Resident
 
 TOKEN_BYTES = 10
 MAX_BYTES, MAX_PINNED_BYTES = 1000, 500

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, ReuseView
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentkv.screening.selectors.budget import BudgetedSelector
 from agentkv.screening.selectors.registry import SELECTORS, parse_selector
+from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, ReuseView
 
 NAMES = [
     *SELECTORS,

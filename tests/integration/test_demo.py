@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+
+from agentkv.api import Reuse
+from agentkv.config import ServiceConfig
+from agentkv.service import Service
 from agentkv_evals.demo.case import Agent, Case, harbour_case
 from agentkv_evals.demo.graph import build_graph
 from agentkv_evals.demo.measure import measure
@@ -15,12 +20,7 @@ from agentkv_evals.demo.recording import RecordingService
 from agentkv_evals.demo.run import run_demo
 from agentkv_evals.demo.stream import run_graph
 from langchain_agentkv import ChatAgentKV
-from rich.console import Console
 from small_models import PARAGRAPH
-
-from agentkv.api import Reuse
-from agentkv.config import ServiceConfig
-from agentkv.service import Service
 
 RESEARCHERS = ("researcher_1", "researcher_2", "researcher_3")
 

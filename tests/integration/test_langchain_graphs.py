@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fakes import FakeService, running_server
 from langchain.agents import create_agent
-from langchain_agentkv import ChatAgentKV
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
+
+from fakes import FakeService, running_server
+from langchain_agentkv import ChatAgentKV
 
 SHARED = FakeService()
 

@@ -9,16 +9,6 @@ import random
 from dataclasses import dataclass, field
 
 import torch
-from agentkv_engine.config import EngineConfig
-from agentkv_engine.engine import Engine, ResidentTensors
-from agentkv_engine.model.checkpoint import load_decoder
-from agentkv_engine.model.decoder import Decoder
-from agentkv_engine.model.rope import inverse, rotate
-from agentkv_engine.request import Request, ReuseMode, SamplingParams
-from agentkv_engine.reuse import PlacedSpan, Probe, Resident
-from agentkv_engine.scheduler.sequence import Sequence
-from dense_oracle import DenseKV, DenseOracle
-from engine_driver import FixedPlan, prompt_of
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -29,6 +19,17 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+
+from agentkv_engine.config import EngineConfig
+from agentkv_engine.engine import Engine, ResidentTensors
+from agentkv_engine.model.checkpoint import load_decoder
+from agentkv_engine.model.decoder import Decoder
+from agentkv_engine.model.rope import inverse, rotate
+from agentkv_engine.request import Request, ReuseMode, SamplingParams
+from agentkv_engine.reuse import PlacedSpan, Probe, Resident
+from agentkv_engine.scheduler.sequence import Sequence
+from dense_oracle import DenseKV, DenseOracle
+from engine_driver import FixedPlan, prompt_of
 
 TENANTS = ("ann", "bob")
 TEXTS = [prompt_of(length, seed=900 + length) for length in (24, 37, 50)]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentkv_engine.cache.key_table import Keys
-from agentkv_evals.replay.run import run_replay
 from rich.console import Console
-from small_models import PARAGRAPH
 
 from agentkv.api import Reuse
 from agentkv.errors import ConfigError
+from agentkv_engine.cache.key_table import Keys
+from agentkv_evals.replay.run import run_replay
+from small_models import PARAGRAPH
 
 AGENTS = ("Tides_Expert", "Ships_Expert", "Computer_terminal", "Critic", "Writer")
 

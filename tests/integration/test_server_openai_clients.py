@@ -6,11 +6,11 @@ from typing import Any
 
 import openai
 import pytest
-from fakes import FakeService, eventually, running_server
 from langchain_openai import ChatOpenAI
 
 from agentkv.errors import ContextTooLong, ServiceClosed
 from agentkv.server.settings import ServerSettings
+from fakes import FakeService, eventually, running_server
 
 KEY = "client-key"
 SHARED = FakeService()

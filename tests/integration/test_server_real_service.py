@@ -8,10 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from fakes import eventually, running_app
-from langchain_agentkv import ChatAgentKV
 from langgraph.graph import START, MessagesState, StateGraph
-from small_models import PARAGRAPH
 
 from agentkv.api import ChatMessage, ChatRequest, Reuse
 from agentkv.client import Client
@@ -20,6 +17,9 @@ from agentkv.errors import ContextTooLong, InvalidRequest
 from agentkv.server.app import create_app
 from agentkv.server.settings import ServerSettings
 from agentkv.service import Service
+from fakes import eventually, running_app
+from langchain_agentkv import ChatAgentKV
+from small_models import PARAGRAPH
 
 KEYS = ("first-key", "second-key")
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from agentkv.api import ChatDelta, ChatMessage, ChatRequest, Reuse, Usage
 from agentkv.config import ServiceConfig
 from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest, ModelError, ServiceClosed
@@ -119,13 +120,13 @@ def test_any_text_can_be_asked_and_comes_back(service: Service, content: str) ->
         for reuse in Reuse:
             text, usage = ask(service, *messages(system, content), reuse=reuse, forced_reply=content)
             assert usage.prompt_tokens == total(usage)
-            assert text == content or content == UNICODE  # Qwen2's tokenizer composes e + accent
+            assert content in (text, UNICODE)  # Qwen2's tokenizer composes e + accent
 
 
 def test_ten_thousand_tiny_messages_are_refused_by_length_not_by_time(service: Service) -> None:
     with pytest.raises(ContextTooLong, match="shorten the messages"):
         ask(service, *(ChatMessage(role="user", content=f"m{n}") for n in range(10_000)))
-    text, usage = ask(service, *(ChatMessage(role="user", content="m") for _ in range(700)))
+    _, usage = ask(service, *(ChatMessage(role="user", content="m") for _ in range(700)))
     assert usage.prompt_tokens == total(usage)
 
 

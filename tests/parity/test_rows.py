@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.model.checkpoint import load_decoder

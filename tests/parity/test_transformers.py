@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.request import Request, ReuseMode, SamplingParams
 from engine_driver import prompt_of, run
 from small_models import FAMILIES
-from transformers import AutoModelForCausalLM
 
 NUM_GREEDY = 64
 

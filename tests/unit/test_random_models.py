@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from agentkv_evals.random_model import write_random_model
-from small_models import FAMILIES, PARAGRAPH, write_small_model
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from agentkv.embedded import is_trained, model_directory
 from agentkv.errors import ModelError
+from agentkv_evals.random_model import write_random_model
+from small_models import FAMILIES, PARAGRAPH, write_small_model
 
 CHAT = [{"role": "system", "content": "你好 🙂 12"}, {"role": "user", "name": "bob", "content": "well?"}]
 

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
-
 from agentkv.screening.selectors.budget import affordable_rows, check_ratio, num_repairable, repairable_positions
 from agentkv.screening.selectors.probe_rows import trailing_rows
+from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,8 @@
 import random
 from dataclasses import dataclass
 
-from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
-
 from agentkv.screening.selectors.budget import affordable_rows, check_ratio, repairable_positions
+from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

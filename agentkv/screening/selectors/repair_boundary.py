@@ -4,9 +4,8 @@
 
 from dataclasses import dataclass
 
-from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
-
 from agentkv.screening.selectors.budget import repairable_rows
+from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,8 @@
 
     a row of sequence s at position p sees the keys of s at positions 0..p
 
-Positions decide, never row numbers: rows may be any subset of a sequence, and keys may lie anywhere in the pool, rotated
-at a home position that is not the one they are read at.
+Positions decide, never row numbers: rows may be any subset of a sequence, and keys may lie anywhere in the pool,
+rotated at a home position that is not the one they are read at.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Allocation and reference counts of blocks.
 
-Two kinds of hold. *Pins* belong to running sequences: a pinned block is never taken away. *Keeps* belong to keepers (kept
-segments, prefix entries): a block that only keeps hold is reclaimable, by dropping keepers in the order of a policy. A
-block without holds is free. Slots of kept blocks are *sealed* one by one when they are kept: nobody writes them again.
+Two kinds of hold. *Pins* belong to running sequences: a pinned block is never taken away. *Keeps* belong to keepers
+(kept segments, prefix entries): a block that only keeps hold is reclaimable, by dropping keepers in the order of a
+policy. A block without holds is free. Slots are *sealed* one by one when they are kept: nobody writes them again.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,11 +1,11 @@
 """Where the keys of a sequence lie: positions to slots, one slot list per depth level, and offsets.
 
-A *level* is one of the depths d1 < d2 < ... = L that an engine allows. The keys that layers d(k-1)+1 .. dk read (layer 0
-belongs to the first level) are list k. A row recomputed at depth dk writes private slots and puts them into lists 1..k;
-in the layers above, its position goes on reading the shared slot.
+A *level* is one of the depths d1 < d2 < ... = L that an engine allows. The keys that layers d(k-1)+1 .. dk read (layer
+0 belongs to the first level) are list k. A row recomputed at depth dk writes private slots and puts them into lists
+1..k; in the layers above, its position goes on reading the shared slot.
 
-An *offset* is the reader's position minus the position at which the key was rotated (its home). Private slots in a reused
-run are rotated so that the run keeps one offset.
+An *offset* is the reader's position minus the position at which the key was rotated (its home). Private slots in a
+reused run are rotated so that the run keeps one offset.
 
 Shapes: K levels, P positions, N positions of one call.
 """
@@ -73,8 +73,8 @@ class KeyTable:
         return self._offsets_P[positions_N]
 
     def readable(self, level: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Keys that a list offers before position `end`: (positions, slots, offsets). Positions without a key, which only
-        a probe meets, are left out."""
+        """Keys that a list offers before position `end`: (positions, slots, offsets). Positions without a key, which
+        only a probe meets, are left out."""
         slots = self._slots_KP[level, :end]
         positions = np.flatnonzero(slots != NO_SLOT)
         return positions, slots[positions], self._offsets_P[positions]

@@ -19,8 +19,8 @@ class Levels:
         ascending = list(self.depths) == sorted(set(self.depths)) and self.depths[:1] > (0,)
         if not ascending or self.depths[-1] != num_layers or len(self.depths) > MAX_LEVELS:
             raise ValueError(
-                f"levels {self.depths} must be at most {MAX_LEVELS} ascending depths from 1, the last being the model's "
-                f"{num_layers} layers"
+                f"levels {self.depths} must be at most {MAX_LEVELS} ascending depths from 1, the last being the "
+                f"model's {num_layers} layers"
             )
 
     def __len__(self) -> int:

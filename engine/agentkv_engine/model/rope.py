@@ -47,8 +47,8 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         if config.rope_type not in _FREQUENCIES:
             raise UnsupportedModel(
-                f"rope type {config.rope_type!r} is not supported: its keys can't be read at other positions, or nobody "
-                f"has tried; supported are {', '.join(_FREQUENCIES)}"
+                f"rope type {config.rope_type!r} is not supported (frequencies that change with the length would "
+                f"make kept keys useless); supported are {', '.join(_FREQUENCIES)}"
             )
         frequencies, self.attention_factor = _FREQUENCIES[config.rope_type](config, head_dim)
         self.register_buffer("inverse_frequencies", frequencies, persistent=False)

@@ -246,5 +246,6 @@ def _check_plan(plan: RepairPlan, view: ReuseView) -> None:
     reused = _mask_of(view.spans, view.num_tokens)
     positions = np.asarray(plan.positions, dtype=np.int64)
     inside = (positions >= 0) & (positions < view.num_tokens)
-    assert inside.all() and reused[positions].all(), "the plan names positions outside the reused spans"
+    assert inside.all(), "the plan names positions outside the prompt"
+    assert reused[positions].all(), "the plan names positions outside the reused spans"
     assert all(1 <= depth <= view.num_layers for depth in plan.depths), "the plan has depths outside 1..num_layers"

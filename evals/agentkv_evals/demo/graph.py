@@ -5,12 +5,12 @@ START -> researcher_1, researcher_2, researcher_3 -> critic -> writer -> END
 
 from typing import Any
 
-from langchain_agentkv import ChatAgentKV
 from langchain_core.messages import AnyMessage, HumanMessage, SystemMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from agentkv_evals.demo.case import Agent, Case
+from langchain_agentkv import ChatAgentKV
 
 Graph = CompiledStateGraph[MessagesState, None, MessagesState, MessagesState]
 

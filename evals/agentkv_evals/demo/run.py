@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from langchain_agentkv import ChatAgentKV
 from rich.console import Console
 
 from agentkv.api import Reuse
@@ -22,6 +21,7 @@ from agentkv_evals.demo.measure import AgentFigures, measure
 from agentkv_evals.demo.recording import RecordingService
 from agentkv_evals.demo.show import caption, memory_table, tokens_table, untrained_notice
 from agentkv_evals.demo.stream import run_graph
+from langchain_agentkv import ChatAgentKV
 
 _ROUNDS = 3
 

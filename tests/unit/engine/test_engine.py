@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.errors import PromptTooLong, RequestRefused, UnknownHandle

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+
 from agentkv_engine.attention.sdpa import SdpaBackend
 from agentkv_engine.cache.key_table import KeyTable
 from agentkv_engine.config import EngineConfig

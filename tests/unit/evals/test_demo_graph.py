@@ -1,15 +1,15 @@
 """The demo's application on a scripted service: who reads whom, and what is taken down."""
 
 import pytest
+from rich.console import Console
+
+from agentkv.api import ChatRequest, Reuse
 from agentkv_evals.demo.case import Agent, Case, harbour_case
 from agentkv_evals.demo.graph import build_graph
 from agentkv_evals.demo.recording import RecordingService
 from agentkv_evals.demo.stream import run_graph
 from fakes import FakeService
 from langchain_agentkv import ChatAgentKV
-from rich.console import Console
-
-from agentkv.api import ChatRequest, Reuse
 
 
 def said_by(request: ChatRequest) -> list[str]:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from agentkv_evals.comparison.fidelity import TIE, Fidelity, compare
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+
+from agentkv.api import ChatDelta, ChatRequest, Reuse, ReuseUsage, Usage
 from agentkv_evals.replay.replay import Replay
 from agentkv_evals.replay.report import to_json
 from agentkv_evals.replay.show import exactness, table
 from agentkv_evals.replay.trace import Said, Trace
-from rich.console import Console
-
-from agentkv.api import ChatDelta, ChatRequest, Reuse, ReuseUsage, Usage
 
 TTFT = {Reuse.OFF: 0.4, Reuse.EXACT: 0.2, Reuse.SCREENED: 0.1}
 BEST_TOKEN = {Reuse.OFF: 1, Reuse.EXACT: 1, Reuse.SCREENED: 2}

@@ -1,11 +1,11 @@
 """Sums over turns, and figures as people read them."""
 
 import pytest
+
+from agentkv.api import ReuseUsage, Usage
 from agentkv_evals.comparison.fidelity import Fidelity
 from agentkv_evals.comparison.show import num_bytes, percent, share, small, times
 from agentkv_evals.comparison.tally import Measured, Spread, Tally, TokenTotals
-
-from agentkv.api import ReuseUsage, Usage
 
 
 def measured(turn: int, ttft_ratio: float, **reuse: int) -> Measured:

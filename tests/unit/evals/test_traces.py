@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentkv_evals.replay.trace import read_traces
-from agentkv_evals.replay.turns import system_prompt, turns_of
 
 from agentkv.api import ChatMessage
 from agentkv.errors import ConfigError
+from agentkv_evals.replay.trace import read_traces
+from agentkv_evals.replay.turns import system_prompt, turns_of
 
 
 def write(path: Path, *lines: Any) -> Path:

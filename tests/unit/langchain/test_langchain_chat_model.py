@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fakes import FakeService, running_server
-from langchain_agentkv import ChatAgentKV
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessageChunk, HumanMessage
 from pydantic import ValidationError
@@ -15,6 +13,8 @@ from pydantic import ValidationError
 from agentkv.api import Reuse
 from agentkv.errors import ContextTooLong, InvalidRequest, RemoteError
 from agentkv.server.settings import ServerSettings
+from fakes import FakeService, running_server
+from langchain_agentkv import ChatAgentKV
 
 SHARED = FakeService()
 

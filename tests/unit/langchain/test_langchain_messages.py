@@ -3,8 +3,6 @@
 from typing import Any
 
 import pytest
-from langchain_agentkv.messages import to_chat_messages, to_chunk
-from langchain_agentkv.provenance import agent_label
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
@@ -19,6 +17,8 @@ from langchain_core.messages import (
 from agentkv import api
 from agentkv.api import ChatDelta, ReuseUsage, Usage
 from agentkv.errors import InvalidRequest
+from langchain_agentkv.messages import to_chat_messages, to_chunk
+from langchain_agentkv.provenance import agent_label
 
 
 def test_roles_names_and_parts() -> None:

@@ -1,7 +1,6 @@
 """Selectors by name."""
 
 import pytest
-from agentkv_engine.reuse import Selector
 
 from agentkv.errors import InvalidRequest
 from agentkv.screening.selectors.query_attention import QueryAttention
@@ -9,6 +8,7 @@ from agentkv.screening.selectors.random_rows import RandomRows
 from agentkv.screening.selectors.registry import SELECTORS, known_selectors, parse_selector
 from agentkv.screening.selectors.repair_boundary import RepairBoundary
 from agentkv.screening.selectors.repair_none import RepairNone
+from agentkv_engine.reuse import Selector
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from agentkv_engine.reuse import Observation, PlacedSpan, RepairPlan, ReuseView
 
 from agentkv.screening.selectors.query_attention import QueryAttention
 from agentkv.screening.selectors.random_rows import RandomRows
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.repair_boundary import RepairBoundary
+from agentkv_engine.reuse import Observation, PlacedSpan, RepairPlan, ReuseView
 
 SEEN = PlacedSpan(start=20, end=40, handle=1)
 CHANGED = PlacedSpan(start=50, end=90, handle=2, unseen=((0, 50),))

@@ -1,12 +1,12 @@
 """The worth check: short or dear reuse is not worth it."""
 
 import pytest
-from agentkv_engine.reuse import PlacedSpan, ReuseView
 
 from agentkv.screening.selectors.query_attention import QueryAttention
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.repair_none import RepairNone
 from agentkv.screening.worth import NOT_WORTH, WorthCheck
+from agentkv_engine.reuse import PlacedSpan, ReuseView
 
 
 def prompt(reused: int, fresh: int, *, num_prefix: int = 0, num_gone: int = 1) -> ReuseView:

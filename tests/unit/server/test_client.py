@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from fakes import FakeService, eventually, running_app, running_server
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
@@ -25,6 +24,7 @@ from agentkv.errors import (
     TemplateRefused,
 )
 from agentkv.server.settings import ServerSettings
+from fakes import FakeService, eventually, running_app, running_server
 
 REQUEST = ChatRequest(
     messages=(

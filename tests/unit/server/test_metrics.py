@@ -1,11 +1,11 @@
 """Metrics: what a chat adds, that labels stay bounded, and that Prometheus' own parser reads them."""
 
 import httpx
-from fakes import FakeService
 from prometheus_client.parser import text_string_to_metric_families
 
 from agentkv.api import ReuseUsage, Usage
 from agentkv.metrics import LabelCap, Metrics
+from fakes import FakeService
 
 
 def samples(text: str) -> dict[tuple[str, ...], float]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes import FakeService, eventually
 
 from agentkv.errors import ContextTooLong, InvalidRequest, ServiceClosed, TemplateRefused
+from fakes import FakeService, eventually
 
 
 def chat(text: str = "one two three", **fields: Any) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes import FakeService, running_server
 
 from agentkv.api import ChatMessage, ChatRequest, Reuse
 from agentkv.server.settings import ServerSettings
+from fakes import FakeService, running_server
 
 HELLO = [{"role": "user", "content": "hello"}]
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from fakes import FakeService, running_server
 
 from agentkv.errors import ConfigError
 from agentkv.server.settings import ServerSettings
+from fakes import FakeService, running_server
 
 KEYS = ("alpha-key", "beta-key", "schlüssel")
 SERVICE = FakeService()

@@ -1,9 +1,8 @@
 """Pins and the order of eviction, and the real block pool under them."""
 
+from agentkv.store.eviction import SparePinned
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.engine import LeastRecentlyUsed
-
-from agentkv.store.eviction import SparePinned
 
 
 def order(policy: SparePinned) -> list[int]:
