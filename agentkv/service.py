@@ -9,6 +9,7 @@ from types import TracebackType
 
 from agentkv.api import ChatDelta, ChatRequest, Reuse
 from agentkv.config import ServiceConfig
+from agentkv.embedded import model_name
 from agentkv.engine_thread import EngineThread
 from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest, ModelError, ServiceClosed
 from agentkv.keeper import Keeper
@@ -95,8 +96,7 @@ class Service:
         except RequestRefused as error:
             raise ConfigError(str(error)) from error
         keeper.attach(engine, max_bytes=config.kv_memory)
-        name = model.resolve().name
-        return cls(engine, tokenizer, config, model_id=name, keeper=keeper, recognizer=recognizer)
+        return cls(engine, tokenizer, config, model_id=model_name(model), keeper=keeper, recognizer=recognizer)
 
     def __enter__(self) -> "Service":
         return self

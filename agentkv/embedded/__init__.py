@@ -11,6 +11,11 @@ def model_directory() -> Path:
     return Path(__file__).parent / "model"
 
 
+def model_name(path: Path) -> str:
+    """What clients call the model in `path`: the directory's name, and `agentkv-embedded` for the repository's own."""
+    return "agentkv-embedded" if path.resolve() == model_directory().resolve() else path.resolve().name
+
+
 def is_trained(path: Path) -> bool:
     """Whether the model in `path` has learned anything: false only where its config.json says `agentkv_trained: false`.
 
