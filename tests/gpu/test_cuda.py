@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.request import Request, ReuseMode, SamplingParams

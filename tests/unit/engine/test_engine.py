@@ -243,12 +243,11 @@ def test_abort_at_any_moment_frees_everything(decoder) -> None:
 def test_an_abort_in_a_shared_prefill_leaves_the_other_reader_alone(decoder) -> None:
     author = prompt_of(60, seed=53)
     readers = [prompt_of(9 + n, seed=54 + n) + author + prompt_of(40, seed=56 + n) for n in range(2)]
-    engine = engine_of(decoder, 60, max_rows_per_step=16)
+    engine = engine_of(decoder, 60, max_rows_per_step=60)
     resident = keep(engine, author, 0, 60, mode=ReuseMode.OFF)
     for n, reader in enumerate(readers):
         engine.add(screened(f"r{n}", reader, span_of(resident, 9 + n), return_logits=True))
-    engine.step()
-    engine.step()
+    engine.step()  # the first has all its rows but is not released yet, the second is in the middle of its prompt
     engine.abort("r0")
     engine.release(resident.handle)
     answers = {}
@@ -257,7 +256,7 @@ def test_an_abort_in_a_shared_prefill_leaves_the_other_reader_alone(decoder) -> 
     alone = engine_of(decoder, 60)
     resident = keep(alone, author, 0, 60, mode=ReuseMode.OFF)
     expected = run(alone, screened("r1", readers[1], span_of(resident, 10), return_logits=True))["r1"]
-    assert "r0" not in answers
+    assert answers["r1"].sources.reused == 60
     assert (answers["r1"].logits - expected.logits).abs().max() < 1e-4
     engine.step()
     assert engine.memory().pinned == 0
