@@ -54,7 +54,7 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
 def rope_tables(shape: Shape, length: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """cos and sin, [T, H], in the rotate-half layout of Llama and Qwen2."""
     pairs = torch.arange(0, shape.head_dim, 2, device=device, dtype=torch.float32) / shape.head_dim
-    angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * shape.rope_theta**-pairs[None]
+    angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * shape.rope_theta ** -pairs[None]
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 

@@ -87,9 +87,9 @@ def lines(cells: dict[tuple[str, int, str], float]) -> list[str]:
     table = []
     for family, depths in DEPTHS.items():
         halves = [
-            " ".join(f"{100 * cells[family, depth, position]:3.0f}" for depth in depths) for position in ("last", "first")
+            " ".join(f"{100 * cells[family, depth, position]:3.0f}" for depth in depths)
+            for position in ("last", "first")
         ]
         table.append(f"{family:13s} last {halves[0]:20s} first {halves[1]}")
-    for cell in sorted(cell for cell in cells if cell[2] == "role"):
-        table.append(f"{cell[0]:13s} {cell[1]:3d} sentences {100 * cells[cell]:3.0f}")
-    return table
+    roles = sorted(cell for cell in cells if cell[2] == "role")
+    return table + [f"{cell[0]:13s} {cell[1]:3d} sentences {100 * cells[cell]:3.0f}" for cell in roles]

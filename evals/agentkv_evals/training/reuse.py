@@ -71,12 +71,12 @@ class Careless:
             if piece.turn is None:
                 self.model(torch.tensor([piece.ids]), past_key_values=cache)
             else:
-                self._place(cache, item, piece)
+                self.place(cache, item, piece)
         last = parts[-1].ids
         logits = self.model(torch.tensor([last + reply[:-1]]), past_key_values=cache).logits[0, len(last) - 1 :]
         return logits.argmax(-1).tolist() == reply
 
-    def _place(self, cache: DynamicCache, item: Item, piece: Piece) -> None:
+    def place(self, cache: DynamicCache, item: Item, piece: Piece) -> None:
         """Append the author's KV of one message to the reader's cache."""
         assert piece.turn is not None
         context = self.encoder.prompt(item.author_messages(piece.turn)) + self.encoder.generation_prompt()

@@ -8,15 +8,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from agentkv_evals.worlds.build import make_item
 from agentkv_evals.worlds.demo import DemoAgent, DemoCase
 from agentkv_evals.worlds.item import Message
 
 
 def as_dicts(messages: Iterable[Message]) -> list[dict[str, str]]:
     """Messages as `apply_chat_template` takes them."""
-    return [
-        {"role": m.role, "content": m.content, **({"name": m.name} if m.name else {})} for m in messages
-    ]
+    return [{"role": m.role, "content": m.content, **({"name": m.name} if m.name else {})} for m in messages]
 
 
 class Speaker:
@@ -43,9 +42,7 @@ class Speaker:
 
 def run_demo(speaker: Speaker, case: DemoCase, role: str = "user") -> list[tuple[DemoAgent, str]]:
     """The demo's agents in turn, reading what the others really wrote; returns each agent and its reply."""
-    said: list[tuple[DemoAgent, str]] = []
-    for agent in case.researchers:
-        said.append((agent, speaker.say([_system(agent), _task(agent)])))
+    said = [(agent, speaker.say([_system(agent), _task(agent)])) for agent in case.researchers]
     for agent in (case.critic, case.analyst, case.writer):
         heard = [pair for pair in said if pair[0] in case.researchers or (agent, pair[0]) == (case.writer, case.critic)]
         thread = [Message(role=role, name=other.name, content=text) for other, text in heard]
@@ -59,3 +56,16 @@ def _system(agent: DemoAgent) -> Message:
 
 def _task(agent: DemoAgent) -> Message:
     return Message(role="user", content=agent.task)
+
+
+def run_judge(speaker: Speaker, seed: int) -> list[tuple[DemoAgent, str]]:
+    """A judge on a held-out thread: the judge (its task shows the candidates) and its reply."""
+    item = make_item(family="judge", depth=2, seed=seed)
+    candidates = [turn.content for turn in item.turns if turn.author.startswith("solver")]
+    shown = DemoAgent(
+        name="judge",
+        system=item.reader_system,
+        task="\n".join([*candidates, item.instruction or ""]),
+        expected=item.answer,
+    )
+    return [(shown, speaker.say(item.reader_messages()))]

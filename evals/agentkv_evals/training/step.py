@@ -21,7 +21,7 @@ def token_loss(logits_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tenso
 
 
 def make_optimizer(model: Decoder, device: str) -> torch.optim.AdamW:
-    """AdamW with betas 0.9 and 0.95; matrices decay by 0.01, vectors not at all. The rate is a tensor: graphs read it."""
+    """AdamW with betas 0.9 and 0.95; matrices decay by 0.01, vectors not at all; the rate is a tensor."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     cuda = device.startswith("cuda")

@@ -57,7 +57,9 @@ def demo_case(seed: int, *, sentences: int = 12, conflict: bool = True, split: S
     Among the subjects that the writer is asked for are those that rest on the most references to other parts.
     """
     rng = random.Random(f"{VERSION}/demo/{split}/{seed}/{sentences}/{conflict}")
-    spec = Spec(turns=PARTS, sentences=sentences, depth_cap=2, swap_share=0.0, update_share=0.12, canonical=True, deep=3.0)
+    spec = Spec(
+        turns=PARTS, sentences=sentences, depth_cap=2, swap_share=0.0, update_share=0.12, canonical=True, deep=3.0
+    )
     draft = grow(rng, split, spec)
     dispute = add_conflict(draft, 1 if conflict else 0)
     parts = [" ".join(document(draft, i)) for i in range(PARTS)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agentkv_evals.worlds.cast import Entity, pick
-from agentkv_evals.worlds.grammar import Sentence, ask, link_sentence, place_sentence
+from agentkv_evals.worlds.grammar import ask, link_sentence, place_sentence
 from agentkv_evals.worlds.thread import Draft, Probe
 
 AGREE = ("Do the reports agree?", "Do the reports contradict each other?", "Name what the reports disagree about.")

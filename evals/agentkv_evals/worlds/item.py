@@ -40,7 +40,8 @@ class Turn:
 class Item:
     """One question over one thread. `answer` is the whole reply that the reader must give, word for word.
 
-    `names` tells whether the world's names are words of the training or new ones of two tokens. `depth` counts the cross-message references between the question and its answer; `reader_system` and `instruction`
+    `names` tells whether the world's names are words of the training or new ones of two tokens. `depth`
+    counts the cross-message references between the question and its answer. `reader_system` and `instruction`
     are the reader's own fresh text. With the question first, `reader_system` holds it and `instruction` is None.
     """
 

@@ -179,7 +179,9 @@ def _choose(draft: Draft, count: int) -> list[Probe]:
 
 def _appetite(family: str, depth: int) -> float:
     """How much a kind of question is wanted: rare and deep ones more than easy ones."""
-    return {"lookup": 0.5, "unknown": 0.3, "chain": 1.0, "update": 1.0, "swap": 1.5}.get(family, 3.0) * (1 + 0.25 * depth)
+    return {"lookup": 0.5, "unknown": 0.3, "chain": 1.0, "update": 1.0, "swap": 1.5}.get(family, 3.0) * (
+        1 + 0.25 * depth
+    )
 
 
 def _subjects(draft: Draft) -> list[Entity]:

@@ -139,7 +139,7 @@ def _move(draft: Draft, turn: int, x: Entity) -> Sentence:
 
 
 def _come_to(draft: Draft, turn: int, mover: Entity | None) -> Sentence:
-    """A new entity, or `mover`, comes to where another one is now: rather far along a chain, rather to an empty place."""
+    """A new entity, or `mover`, comes to another one: rather far along a chain, rather where few are."""
     rng, old = draft.rng, draft.state.get(mover) if mover else None
     sources = [
         (state.hops + (state.turn != turn), entity)

@@ -1,5 +1,7 @@
 """The words of the worlds: single-token names and things, and the syllables of names in two tokens."""
 
+# ruff: noqa: SIM905 - a word list reads best as words
+
 PERSONS = tuple(
     "Mara Ivo Nils Ada Boris Clara Dora Edgar Fiona Georg Hanna Igor Julia Karl Lena Milo Nora Oskar Paula Quentin "
     "Rosa Simon Tessa Ursula Viktor Wanda Xenia Yara Zeno Alma Bruno Celia Dario Elsa Felix Greta Hugo Irma Jonas Kira "
