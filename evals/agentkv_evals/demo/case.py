@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from agentkv_evals.worlds.demo import DemoAgent, demo_case
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
@@ -58,6 +60,22 @@ def harbour_case(*, authored: bool) -> Case:
         writer=_agent(content["writer"], authored),
         max_tokens=600,
     )
+
+
+def world_case(seed: int) -> Case:
+    """A held-out world in the words that the repository's model was trained on; the model writes the replies."""
+    world = demo_case(seed)
+    return Case(
+        title=world.title,
+        researchers=tuple(_of_world(agent) for agent in world.researchers),
+        critic=_of_world(world.critic),
+        writer=_of_world(world.writer),
+        max_tokens=600,
+    )
+
+
+def _of_world(agent: DemoAgent) -> Agent:
+    return Agent(name=agent.name, system=agent.system, task=agent.task)
 
 
 def _agent(fields: dict[str, Any], authored: bool) -> Agent:

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from agentkv.api import Reuse
 from agentkv.config import ServiceConfig
-from agentkv.embedded import is_trained
+from agentkv.embedded import is_trained, model_directory
 from agentkv.errors import ConfigError
 from agentkv.service import Service
 from agentkv_evals.comparison.arms import warm_up
 from agentkv_evals.comparison.environment import environment
-from agentkv_evals.demo.case import Case, harbour_case
+from agentkv_evals.demo.case import Case, harbour_case, world_case
 from agentkv_evals.demo.graph import build_graph
 from agentkv_evals.demo.measure import AgentFigures, measure
 from agentkv_evals.demo.recording import RecordingService
@@ -24,6 +24,7 @@ from agentkv_evals.demo.stream import run_graph
 from langchain_agentkv import ChatAgentKV
 
 _ROUNDS = 3
+_WORLD_SEED = 0
 
 
 def run_demo(*, model: Path, selector: str | None, json_file: Path | None, console: Console) -> None:
@@ -35,7 +36,7 @@ def run_demo(*, model: Path, selector: str | None, json_file: Path | None, conso
     if json_file is not None and not json_file.parent.is_dir():
         raise ConfigError(f"can't write {json_file}: make the folder {json_file.parent} first")
     trained = is_trained(model)
-    case = harbour_case(authored=not trained)
+    case = choose_case(model, trained=trained)
     config = ServiceConfig.from_values(selector=selector)
     if not trained:
         console.print(untrained_notice())
@@ -53,6 +54,14 @@ def run_demo(*, model: Path, selector: str | None, json_file: Path | None, conso
         head = {"model": model_id, "trained": trained, "selector": config.selector, "seconds": seconds}
         content = head | {"environment": environment(), "agents": [_to_json(each) for each in figures]}
         json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def choose_case(model: Path, *, trained: bool) -> Case:
+    """What the agents work on: the repository's model, once trained, reads what it was trained to read; another trained
+    model writes about the authored document; an untrained one gets the authored replies as well."""
+    if trained and model.resolve() == model_directory().resolve():
+        return world_case(_WORLD_SEED)
+    return harbour_case(authored=not trained)
 
 
 def _run_twice(

@@ -59,15 +59,15 @@ def memory_table(figures: Sequence[AgentFigures]) -> Group:
 def caption(selector: str, rounds: int) -> Text:
     """How the tables were measured."""
     return Text(
-        f"Each prompt asked again, one at a time, in turn with full prefill and with reuse ({selector}); times are the "
-        f"best of {rounds}. alone: every agent holds its own copy of prompt and reply. shared: what the agent added to "
-        "the KV held already. top-1, mean KL: the reply of the full-prefill run, forced through both.",
+        f"\nEach prompt asked again, one at a time, in turn with full prefill and with reuse ({selector}); times are "
+        f"the best of {rounds}. alone: each agent holds its own copy of prompt and reply. shared: what the agent added "
+        "to the KV held already. top-1, mean KL: the reply of the full-prefill run, forced through both.",
         style="dim",
     )
 
 
 def _titled(title: str, table: Table) -> Group:
-    return Group(Text(f"\n{title}", style="bold"), table, "")
+    return Group(Text(f"\n{title}", style="bold"), table)
 
 
 def _count(number: int) -> str:

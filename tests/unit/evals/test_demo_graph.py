@@ -1,12 +1,16 @@
 """The demo's application on a scripted service: who reads whom, and what is taken down."""
 
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
 from agentkv.api import ChatRequest, Reuse
-from agentkv_evals.demo.case import Agent, Case, harbour_case
+from agentkv.embedded import model_directory
+from agentkv_evals.demo.case import Agent, Case, harbour_case, world_case
 from agentkv_evals.demo.graph import build_graph
 from agentkv_evals.demo.recording import RecordingService
+from agentkv_evals.demo.run import choose_case
 from agentkv_evals.demo.stream import run_graph
 from fakes import FakeService
 from langchain_agentkv import ChatAgentKV
@@ -67,3 +71,12 @@ def test_the_authored_case_is_whole_and_of_real_length() -> None:
     assert all(120 <= len((agent.reply or "").split()) <= 320 for agent in case.agents)
     assert all(agent.reply is None for agent in harbour_case(authored=False).agents)
     assert len({agent.system for agent in case.agents}) == 5
+
+
+def test_only_the_trained_model_of_the_repository_reads_the_world_that_it_was_trained_on() -> None:
+    world = world_case(0)
+    assert choose_case(model_directory(), trained=True) == world
+    assert all(agent.reply is None and agent.task for agent in world.agents)
+    assert world.title.removesuffix("?") in world.writer.task
+    assert choose_case(Path("another"), trained=True) == harbour_case(authored=False)
+    assert choose_case(model_directory(), trained=False) == harbour_case(authored=True)
