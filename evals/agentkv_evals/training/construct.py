@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from agentkv_evals.training.model import Decoder, Shape
+from agentkv_evals.training.model import Attention, Block, Decoder, Shape
 
 OFFSETS = (1, 2, 3, 4)
 SUBSPACES = ("A", "U1", "U2", "U3", "U4", "C")
@@ -49,6 +49,12 @@ def construct(model: Decoder, seed: int, matching_layers: int = 5) -> None:
             _position_head(model, head, offset, spaces["C"], spaces["C"], layer=layer)
 
 
+def _attention(model: Decoder, layer: int) -> Attention:
+    block = model.layers[layer]
+    assert isinstance(block, Block)
+    return block.self_attn
+
+
 def _subspaces(shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
     """Orthonormal bases, [D, D // 6] each."""
     basis, _ = torch.linalg.qr(torch.randn(shape.width, shape.width, generator=generator))
@@ -68,7 +74,7 @@ def _copied(head: int, key: str, layer: int, spaces: dict[str, Tensor], shape: S
 
 def _position_head(model: Decoder, head: int, offset: int, source: Tensor, target: Tensor, layer: int = 0) -> None:
     """A head that attends `offset` tokens back, by biases on the fastest rotary pairs, and copies source to target."""
-    shape, attention = model.shape, model.layers[layer].self_attn
+    shape, attention = model.shape, _attention(model, layer)
     half = shape.head_dim // 2
     rows = slice(head * shape.head_dim, (head + 1) * shape.head_dim)
     frequencies = shape.rope_theta ** -(torch.arange(0, shape.head_dim, 2) / shape.head_dim)
@@ -86,7 +92,7 @@ def _matching_head(
     model: Decoder, layer: int, head: int, spaces: tuple[Tensor, Tensor], copied: Tensor, strength: float
 ) -> None:
     """A head whose query subspace is compared with a key subspace on the slow rotary pairs; late rows win ties."""
-    shape, attention = model.shape, model.layers[layer].self_attn
+    shape, attention = model.shape, _attention(model, layer)
     half = shape.head_dim // 2
     slow = [pair for pair in range(half - 1, -1, -1) if pair not in RECENCY_PAIRS]
     size = spaces[0].shape[1]
@@ -103,7 +109,7 @@ def _matching_head(
 
 def _copy_through(model: Decoder, layer: int, head: int, source: Tensor, target: Tensor, strength: float) -> None:
     """Values read `source`, the output writes `strength` times them to `target`."""
-    shape, attention = model.shape, model.layers[layer].self_attn
+    shape, attention = model.shape, _attention(model, layer)
     rows = head * shape.head_dim + torch.arange(source.shape[1])
     with torch.no_grad():
         attention.v_proj.weight[rows] = source.T

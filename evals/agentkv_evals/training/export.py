@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agentkv_evals.training import checkpoint
 from agentkv_evals.training.model import Decoder, Shape
-from agentkv_evals.training.tokenizer import END, PAD, TEMPLATE
+from agentkv_evals.training.tokenizer import END, PAD, SPECIALS, TEMPLATE
 
 
 def export(weights: Path, tokenizer: Path, out: Path, card: str | None = None) -> None:
@@ -26,7 +26,7 @@ def write(model: Decoder, tokenizer: Tokenizer, out: Path) -> None:
     """Write model and tokenizer to the folder `out`, in bf16."""
     out.mkdir(parents=True, exist_ok=True)
     save_file(hf_tensors(model), out / "model.safetensors", metadata={"format": "pt"})
-    ends = [tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)]
+    ends = [SPECIALS.index(END), SPECIALS.index(PAD)]
     _write_json(out / "config.json", hf_config(model.shape, ends))
     _write_json(out / "generation_config.json", {"eos_token_id": ends, "pad_token_id": ends[1], "do_sample": False})
     tokenizer.normalizer = normalizers.NFC()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def _steps(run: Run, stages: tuple[Stage, ...], feed: Feed, model: Decoder, grad
     if run.compile:
         stepper.compile()
     clock, total, history = _Clock(), run.minutes * 60, []
-    step, stage_index, next_report = 0, -1, run.evaluate_every
+    step, stage_index, next_report, loss = 0, -1, run.evaluate_every, math.nan
     while (now := clock.seconds()) < total:
         index, rate = at(stages, now / total)
         if index != stage_index:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
 from agentkv_evals.training.encode import Encoder
 from agentkv_evals.worlds.item import Item, Message
@@ -84,5 +84,8 @@ class Careless:
         self.model(torch.tensor([context + piece.ids]), past_key_values=own)
         offset = cache.get_seq_length() - len(context)
         for index, layer in enumerate(own.layers):
+            assert isinstance(layer, DynamicLayer)
+            assert layer.keys is not None
+            assert layer.values is not None
             keys, values = layer.keys[:, :, len(context) :], layer.values[:, :, len(context) :]
             cache.update(turn_keys(keys, offset, self.theta), values, index)

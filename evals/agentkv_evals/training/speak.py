@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from agentkv_evals.worlds.build import make_item
 from agentkv_evals.worlds.demo import DemoAgent, DemoCase
@@ -22,7 +23,7 @@ class Speaker:
     """A model and its tokenizer; `say` continues a thread greedily."""
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
 
     def ids(self, messages: Iterable[Message], generation_prompt: bool = True) -> list[int]:
@@ -30,14 +31,14 @@ class Speaker:
         text = self.tokenizer.apply_chat_template(
             as_dicts(messages), tokenize=False, add_generation_prompt=generation_prompt
         )
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(str(text), add_special_tokens=False)["input_ids"]
 
     @torch.no_grad()
     def say(self, messages: Iterable[Message], most: int = 600) -> str:
         """The reply to a thread, at most `most` tokens."""
         ids = torch.tensor([self.ids(messages)])
         out = self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False)
-        return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
 
 def run_demo(speaker: Speaker, case: DemoCase, role: str = "user") -> list[tuple[DemoAgent, str]]:

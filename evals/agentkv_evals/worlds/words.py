@@ -6,8 +6,8 @@ PERSONS = tuple(
     "Mara Ivo Nils Ada Boris Clara Dora Edgar Fiona Georg Hanna Igor Julia Karl Lena Milo Nora Oskar Paula Quentin "
     "Rosa Simon Tessa Ursula Viktor Wanda Xenia Yara Zeno Alma Bruno Celia Dario Elsa Felix Greta Hugo Irma Jonas Kira "
     "Leon Marta Nadia Olaf Petra Ralf Sonja Theo Uma Vera Willem Amir Bianca Cyril Daphne Emil Freda Gustav Helga Ilse "
-    "Jakob Katja Lukas Mona Niko Otto Pia Rafael Silvia Timo Vasco Wilma Anton Berta Carlo Delia Erik Flora Gerda Henri "
-    "Ines Joel Klara Lars Monika Norbert Odile Pascal Renata Stefan Thelma Ugo Vito Walter Yvonne Zita".split()
+    "Jakob Katja Lukas Mona Niko Otto Pia Rafael Silvia Timo Vasco Wilma Anton Berta Carlo Delia Erik Flora Gerda "
+    "Henri Ines Joel Klara Lars Monika Norbert Odile Pascal Renata Stefan Thelma Ugo Vito Walter Yvonne Zita".split()
 )
 """Ninety-six given names, each one token of the tokenizer when it follows a space."""
 
