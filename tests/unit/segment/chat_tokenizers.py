@@ -6,12 +6,12 @@ import pydoc_data.topics
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentkv_engine.reuse import Resident
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from agentkv.api import ChatMessage
 from agentkv.tokenization import ChatTemplate, ChatTokenizer, Prompt, PromptMessage
+from agentkv_engine.reuse import Resident
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.name %} name={{ m.name }}{% endif %}{{ '\\n' }}"

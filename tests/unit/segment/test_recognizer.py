@@ -73,6 +73,7 @@ def test_a_quoted_part_is_found(recognizer, chatml, text):
     check(found, prompt)
     assert found.num_tokens >= len(chatml.encode(text[third : 3 * third])) - 4
     assert found.spans[0].resident_start > 0
+    assert found.spans[0].num_gone >= found.spans[0].resident_start  # the author had seen its own beginning
 
 
 def test_a_message_that_is_the_whole_prompt(unfenced, recognizer):

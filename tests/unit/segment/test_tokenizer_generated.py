@@ -1,12 +1,15 @@
 """Which generated tokens stand behind a returned text, and how they come back."""
 
 import pytest
-from chat_tokenizers import CHINESE, PARAGRAPH, TEXTS, chat
+from chat_tokenizers import CHATML, CHINESE, PARAGRAPH, TEXTS, chat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from agentkv.api import ChatMessage
 from agentkv.segment import GeneratedMemory
+from agentkv.tokenization import ChatTemplate, ChatTokenizer
+from agentkv.tokenization.token_bytes import byte_level_alphabet
 
 FAST = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -64,6 +67,27 @@ def test_what_the_tokens_do_not_say_is_not_remembered(chatml):
     ids = chatml.encode("something else")
     assert chatml.generated("not this", ids) is None
     assert chatml.generated("", ids) is None
+
+
+def test_cuts_inside_tokens_that_hold_parts_of_two_characters():
+    byte_of = {byte: char for char, byte in byte_level_alphabet().items()}
+    first, last = byte_of[0xF0], byte_of[0x82]
+    vocabulary = {char: i for i, char in enumerate(byte_of.values())}
+    vocabulary |= {"Ġ" + first: 256, last + "x": 257, "<|im_start|>": 258, "<|im_end|>": 259}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    chat_tokenizer = ChatTokenizer(tokenizer, ChatTemplate(CHATML, {}))
+    middle = [vocabulary[byte_of[byte]] for byte in (0x9F, 0x99)]
+    ids = (256, *middle, vocabulary[last], vocabulary["a"], vocabulary["b"], vocabulary[first], *middle, 257)
+    assert chat_tokenizer.decode(ids) == " 🙂ab🙂x"
+    for text, kept in ((" 🙂ab🙂x", ids), ("🙂ab🙂x", ids[4:]), ("🙂ab🙂", ids[4:6]), ("🙂", ())):
+        found = chat_tokenizer.generated(text, ids)
+        assert found is not None
+        assert chat_tokenizer.decode(found.token_ids) == text
+        assert ids[found.first : found.last] == kept
+        assert found.token_ids[found.head : found.head + len(kept)] == kept
 
 
 @FAST
