@@ -68,12 +68,14 @@ class ChatRequest:
 class ReuseUsage:
     """Where a prompt's tokens came from; prefix + reused + repaired + computed = prompt tokens.
 
+    All are 0 where the chat ended before its first token.
+
     Attributes:
         prefix: read from the exact (or the agent's own screened) prefix.
         reused: read from segments, not recomputed.
         repaired: of a segment, recomputed because the new context changes them.
         computed: fresh.
-        segments: number of spans read.
+        segments: number of segments' spans that were read.
         row_layers: layers run for the prompt, summed over rows (probe and repair included); full prefill has
             prompt_tokens * num_layers.
         full_row_layers: prompt_tokens * num_layers.

@@ -1,5 +1,6 @@
 """The thread that owns the engine: runs what is posted to it, and steps while there is work."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -84,11 +85,13 @@ class EngineThread:
         except Exception as error:
             with self._lock:
                 self._closed = True
-            self._on_failure(error)
             self._drain()
+            self._on_failure(error)
 
     def _run_posted(self) -> bool:
         """Run what was posted; sleep while there is nothing to do. False when the thread is to end."""
+        if not self._engine.has_work:
+            self._engine.release_finished()
         while not self._posted.empty() or not self._engine.has_work:
             call = self._posted.get()
             if call is None:
@@ -97,8 +100,9 @@ class EngineThread:
         return True
 
     def _drain(self) -> None:
-        """Answer what was posted before the failure: asked questions must not hang."""
+        """Run what was posted before the failure: asked questions must not hang, and chats that came in are failed."""
         while not self._posted.empty():
             call = self._posted.get()
-            if call is not None:
-                call()
+            with contextlib.suppress(Exception):  # the failure that counts is the one under way
+                if call is not None:
+                    call()

@@ -1,13 +1,14 @@
 """What is kept of a chat: the messages its prompt computed, and its reply."""
 
+from agentkv.coverage import Coverage
 from agentkv.segment import Kept, Recognizer, Segment
 from agentkv.store.eviction import SparePinned
 from agentkv.store.pool import PoolStore
 from agentkv.store.store import SegmentKey
-from agentkv.tokenization import GeneratedText, Prompt, PromptMessage
+from agentkv.tokenization import GeneratedText, Prompt
 from agentkv_engine.engine import Engine, LeastRecentlyUsed
-from agentkv_engine.request import Request
-from agentkv_engine.reuse import PlacedSpan, Resident
+from agentkv_engine.request import Request, TokenSources
+from agentkv_engine.reuse import Resident
 
 
 class Keeper:
@@ -41,14 +42,18 @@ class Keeper:
         for segment in segments:
             self._store.get(_key(segment.tenant, segment.resident))
 
-    def keep_prompt(self, request: Request, prompt: Prompt) -> None:
-        """Keep the messages that this prompt computed. One of which a part was read is kept already: its rows still are
-        those of its author's context."""
+    def keep_prompt(self, request: Request, prompt: Prompt, sources: TokenSources) -> None:
+        """Keep the messages that this prompt computed: not those of which a part was read, from a segment or from a
+        prefix that is not exact, since rows that were only read still are those of their author's context."""
+        read = Coverage(sources.spans)
         for message in prompt.messages:
-            if _is_read(message, request.spans):
+            if read.count(message.start, message.end):
                 continue
             if self._recognizer.wants(request.tenant, prompt, message) is None:
                 resident = self._engine.keep(request.request_id, message.start, message.end)
+                if message.start < sources.prefix and not resident.exact:
+                    self._engine.release(resident.handle)
+                    continue
                 self._settle(request.tenant, self._recognizer.remember(request.tenant, prompt, message, resident))
 
     def keep_reply(self, request: Request, prompt: Prompt, generated: GeneratedText, num_emitted: int) -> None:
@@ -81,7 +86,3 @@ class Keeper:
 
 def _key(tenant: str, resident: Resident) -> SegmentKey:
     return SegmentKey(tenant=tenant, segment_id=str(resident.handle))
-
-
-def _is_read(message: PromptMessage, spans: tuple[PlacedSpan, ...]) -> bool:
-    return any(span.start < message.end and message.start < span.end for span in spans)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
 from agentkv.screening.selectors.budget import BudgetedSelector
 from agentkv.stream import DeltaStream
-from agentkv.tokenization import Detokenizer, Prompt
+from agentkv.tokenization import Detokenizer, Prompt, PromptMessage
 from agentkv_engine.request import FinishReason, Request, StepOutput, TokenSources
 from agentkv_engine.reuse import PlacedSpan
 
@@ -58,6 +58,8 @@ class RunningChat:
         selector: the rule of a screened chat, for the worth check.
         label: agent label for statistics.
         misses: reasons why reuse did not happen.
+        new_messages: messages worth keeping that are not known yet.
+        awaited: words (tenant, digest) for which it has waited already.
         token_ids, text: the reply so far, as emitted and as given out.
     """
 
@@ -73,6 +75,8 @@ class RunningChat:
     label: str
     submitted: float
     misses: Counter[str] = field(default_factory=Counter)
+    new_messages: tuple[PromptMessage, ...] = ()
+    awaited: set[tuple[str, int]] = field(default_factory=set)
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     sources: TokenSources | None = None
@@ -113,10 +117,10 @@ class RunningChat:
                 reused=sources.reused,
                 repaired=sources.repaired,
                 computed=sources.computed,
-                segments=len(self.request.spans),
+                segments=len(sources.spans),
                 row_layers=sources.row_layers,
                 full_row_layers=sources.prompt * self.num_layers,
-                selector=self.selector.name if self.selector is not None and self.request.spans else "",
+                selector=self.selector.name if self.selector is not None and sources.spans else "",
                 agent=self.label,
                 misses=dict(sorted(misses.items())),
             ),

@@ -1,7 +1,7 @@
 """The composition root: a chat's text goes in, its prompt is recognised and planned, submitted, streamed, and kept."""
 
+import logging
 import time
-from collections import Counter
 from hashlib import blake2b
 from itertools import count
 from pathlib import Path
@@ -9,6 +9,7 @@ from types import TracebackType
 
 from agentkv.api import ChatDelta, ChatRequest, Reuse
 from agentkv.config import ServiceConfig
+from agentkv.coverage import Coverage
 from agentkv.embedded import model_name
 from agentkv.engine_thread import EngineThread
 from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest, ModelError, ServiceClosed
@@ -23,11 +24,12 @@ from agentkv.tokenization import ChatTokenizer, Prompt
 from agentkv.writers import Writers
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine, MemoryStats
-from agentkv_engine.errors import CheckpointError, EngineError, RequestRefused
+from agentkv_engine.errors import CheckpointError, DeviceUnavailable, EngineError, RequestRefused
 from agentkv_engine.request import FinishReason, Request, ReuseMode, SamplingParams, StepOutput
-from agentkv_engine.reuse import PlacedSpan, ReuseView
+from agentkv_engine.reuse import ReuseView
 
 _TENANT_AND_SALT = "\x1f"
+_logger = logging.getLogger(__name__)
 
 
 class Service:
@@ -64,7 +66,7 @@ class Service:
         self._default_selector = parse_selector(config.selector)
         self._ids = count()
         self._running: dict[str, RunningChat] = {}
-        self._writers = Writers(min_tokens=config.min_segment_tokens)
+        self._writers = Writers()
         self._engine = engine
         self._thread = EngineThread(engine, self._on_output, self._on_failure)
 
@@ -74,7 +76,7 @@ class Service:
 
         Raises:
             ModelError: the directory can't be served; says what is missing or unsupported.
-            ConfigError: the KV memory holds no block.
+            ConfigError: the KV memory holds no block, or the device is not here.
             InvalidRequest: the configured selector does not exist.
         """
         config = config or ServiceConfig()
@@ -93,7 +95,7 @@ class Service:
             engine = Engine.from_directory(model, engine_config, eviction=policy, on_evict=keeper.evicted)
         except CheckpointError as error:
             raise ModelError(str(error)) from error
-        except RequestRefused as error:
+        except (DeviceUnavailable, RequestRefused) as error:
             raise ConfigError(str(error)) from error
         keeper.attach(engine, max_bytes=config.kv_memory)
         return cls(engine, tokenizer, config, model_id=model_name(model), keeper=keeper, recognizer=recognizer)
@@ -109,7 +111,7 @@ class Service:
     def submit(self, request: ChatRequest, *, tenant: str = "") -> DeltaStream:
         """See `ChatService.submit`; tokenises in the caller's thread."""
         submitted = time.perf_counter()
-        owner = tenant + _TENANT_AND_SALT + request.cache_salt
+        owner = f"{len(tenant)}{_TENANT_AND_SALT}{tenant}{_TENANT_AND_SALT}{request.cache_salt}"
         prompt = self._tokenizer.prompt(request.messages, tenant=owner, splicer=self._memory.splicer(owner))
         selector = self._selector(request)
         engine_request = self._engine_request(request, prompt, owner, selector)
@@ -168,7 +170,7 @@ class Service:
         self._check(chat, prompt)
         forced = None
         if chat.forced_reply is not None:
-            end = min(self._tokenizer.stop_token_ids, default=None)
+            end = self._tokenizer.end_of_turn_id
             forced = self._tokenizer.encode(chat.forced_reply) + (() if end is None else (end,))
         room = self.context_length - len(prompt.token_ids)
         return Request(
@@ -203,6 +205,8 @@ class Service:
             raise InvalidRequest("the chat template made no prompt of these messages: give a message", param="messages")
         if chat.max_tokens is not None and chat.max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {chat.max_tokens}: ask for at least 1", param="max_tokens")
+        if not 0 <= (chat.seed or 0) < 1 << 63:
+            raise InvalidRequest(f"seed is {chat.seed}: give one from 0 to 2^63 - 1, or none", param="seed")
         if not 0 <= chat.temperature < float("inf"):
             raise InvalidRequest(f"temperature is {chat.temperature}: give 0 or more", param="temperature")
 
@@ -210,7 +214,7 @@ class Service:
         """Recognise and plan, and ask the engine; or wait for a chat that is computing the same new words."""
         self._running[chat.request.request_id] = chat
         try:
-            chat.misses = Counter()
+            chat.misses.clear()
             if chat.request.mode is ReuseMode.SCREENED:
                 self._place_spans(chat)
                 if self._writers.wait_for_words(chat):
@@ -218,12 +222,19 @@ class Service:
             self._engine.add(chat.request)
         except RequestRefused as error:
             self._end(chat, InvalidRequest(str(error)))
+        except Exception as error:
+            self._give_up(chat, error)
 
     def _place_spans(self, chat: RunningChat) -> None:
         recognition = self._recognizer.recognise(chat.prompt, chat.tenant)
         chat.misses += recognition.misses
         selector = chat.selector
-        spans: tuple[PlacedSpan, ...] = recognition.spans
+        known = Coverage((span.start, span.end) for span in recognition.spans)
+        worth_keeping = (m for m in chat.prompt.messages if m.num_tokens >= self._config.min_segment_tokens)
+        chat.new_messages = tuple(message for message in worth_keeping if known.is_new(message))
+        new = Coverage((message.start, message.end) for message in chat.new_messages)
+        spans = tuple(span for span in recognition.spans if not new.count(span.start, span.end))
+        chat.misses["mostly_new"] += len(recognition.spans) - len(spans)
         if spans and selector is not None:
             view = ReuseView(
                 num_tokens=len(chat.prompt.token_ids), num_layers=self._num_layers, num_prefix=0, spans=spans
@@ -239,6 +250,22 @@ class Service:
         chat = self._running.get(output.request_id)
         if chat is None:  # it was cancelled during the step
             return
+        try:
+            self._take(chat, output)
+        except Exception as error:
+            self._give_up(chat, error)
+
+    def _give_up(self, chat: RunningChat, error: Exception) -> None:
+        """A fault of ours that struck one chat: the others go on."""
+        _logger.exception("chat %s failed", chat.request.request_id, exc_info=error)
+        self._engine.abort(chat.request.request_id)
+        failure = ServiceClosed(
+            f"this chat failed by a fault of the service ({type(error).__name__}: {error}): ask again"
+        )
+        failure.__cause__ = error
+        self._end(chat, failure)
+
+    def _take(self, chat: RunningChat, output: StepOutput) -> None:
         if output.error is not None:
             self._end(chat, InvalidRequest(str(output.error)))
             return
@@ -251,7 +278,8 @@ class Service:
 
     def _prompt_is_done(self, chat: RunningChat) -> None:
         if chat.request.mode is ReuseMode.SCREENED:
-            self._keeper.keep_prompt(chat.request, chat.prompt)
+            assert chat.sources is not None
+            self._keeper.keep_prompt(chat.request, chat.prompt, chat.sources)
         self._release_waiting(chat)
 
     def _reply_is_done(self, chat: RunningChat, *, stopped_early: bool) -> None:

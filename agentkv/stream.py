@@ -1,6 +1,7 @@
 """The pieces of a reply on their way from the engine's thread to whoever reads them: a thread or a coroutine."""
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -55,7 +56,7 @@ class DeltaStream:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody reads any more
                 loop.call_soon_threadsafe(ready.set)
 
         self._listen(wake)
@@ -81,6 +82,8 @@ class DeltaStream:
 
     def _listen(self, wake: Callable[[], None]) -> None:
         with self._lock:
+            if self._wake is not _nobody_waits:
+                raise RuntimeError("a chat's stream can be read once: submit the chat again")
             self._wake = wake
             waiting = bool(self._items)
         if waiting:

@@ -1,5 +1,6 @@
 """A LangChain chat model on an agentkv service: behind a URL or in this process."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from functools import cached_property
 from typing import Any, Self
@@ -112,7 +113,7 @@ class ChatAgentKV(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         request = self._request(messages, stop, run_manager, kwargs)
-        stream = self.chat_service.submit(request)
+        stream = await asyncio.to_thread(self.chat_service.submit, request)  # it tokenises
         try:
             async for delta in stream:
                 yield to_chunk(delta, model=self.chat_service.model_id, agent=request.agent)

@@ -13,7 +13,7 @@ from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.prefix_index import PrefixIndex
 from agentkv_engine.cache.residents import Residents, ResidentTensors
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
-from agentkv_engine.errors import PromptTooLong, RequestRefused, UnknownHandle
+from agentkv_engine.errors import DeviceUnavailable, PromptTooLong, RequestRefused, UnknownHandle
 from agentkv_engine.model.checkpoint import load_decoder
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.request import FinishReason, Request, ReuseMode, StepOutput
@@ -124,8 +124,10 @@ class Engine:
 
         Raises:
             CheckpointError: what is wrong with the directory (see `agentkv_engine.errors`).
+            DeviceUnavailable: there is no such device here.
         """
         config = config or EngineConfig()
+        _check_device(config.device)
         dtype = config.dtype or (torch.float32 if config.device == "cpu" else torch.bfloat16)
         decoder = load_decoder(directory, dtype=dtype, device=config.device)
         return cls(decoder, config, revision=str(directory.resolve()), eviction=eviction, on_evict=on_evict)
@@ -185,6 +187,10 @@ class Engine:
             return self._scheduler.update(schedule, (), ())
         result = self._runner.run(schedule, self._pool.assert_writable)
         return self._scheduler.update(schedule, result.logits, result.sampled)
+
+    def release_finished(self) -> None:
+        """Give back what requests that ended in the last step hold; `step` does it too. For an engine that falls idle."""
+        self._scheduler.release_finished()
 
     def keep(self, request_id: str, start: int, end: int) -> Resident:
         """Keep the KV of positions [start, end) of a request; possible from the step that computed them until the step
@@ -262,6 +268,8 @@ class Engine:
     def _validate_output(self, request: Request) -> None:
         if request.sampling.max_tokens < 1:
             raise RequestRefused(f"max_tokens is {request.sampling.max_tokens}: ask for at least 1")
+        if not 0 <= (request.sampling.seed or 0) < 1 << 63:
+            raise RequestRefused(f"seed is {request.sampling.seed}: give one from 0 to 2^63 - 1, or none")
         if not request.sampling.temperature >= 0:
             raise RequestRefused(f"temperature is {request.sampling.temperature}: it must be 0 or more")
         if request.forced_output is not None:
@@ -283,3 +291,13 @@ class Engine:
                     )
         if request.spans and request.selector is None:
             raise RequestRefused("spans need a selector that says what to repair: give `selector`")
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DeviceUnavailable(
+            f"device {name!r} can't be used ({reason}): give cpu, or a device that is here"
+        ) from None

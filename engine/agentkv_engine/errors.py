@@ -4,6 +4,7 @@ EngineError
 ├── CheckpointError          a model directory that can't be loaded
 │   ├── UnsupportedModel     an architecture, RoPE type or quantisation that this engine does not run
 │   └── MissingTensor        a weight that the architecture needs is not in the files
+├── DeviceUnavailable        a device that is not here
 ├── RequestRefused           a request that can never run
 │   └── PromptTooLong        more tokens than the context length or the KV memory can hold
 └── UnknownHandle            a resident or request that is not (or no longer) there
@@ -24,6 +25,10 @@ class UnsupportedModel(CheckpointError):
 
 class MissingTensor(CheckpointError):
     """A weight that the architecture needs is not in the checkpoint's files."""
+
+
+class DeviceUnavailable(EngineError):
+    """A device that is not here."""
 
 
 class RequestRefused(EngineError):

@@ -37,7 +37,7 @@ class SamplingParams:
         temperature: 0 is greedy.
         max_tokens: most tokens to generate, at least 1.
         stop_token_ids: tokens that end the output; the stopping token is the output's last id.
-        seed: same seed, same tokens; None draws one.
+        seed: same seed, same tokens, 0 to 2^63 - 1; None draws one.
     """
 
     temperature: float = 0.0
@@ -87,6 +87,7 @@ class TokenSources:
         computed: fresh.
         probe_row_layers, repair_row_layers, fresh_row_layers: layers actually run, summed over rows, by kind of work;
             a full prefill has prompt * num_layers fresh ones.
+        spans: placed spans of residents that were read, as half-open position ranges.
         fallbacks: reasons why reuse that was asked for did not happen, e.g. `segment_gone`, `no_room`, with counts.
     """
 
@@ -98,6 +99,7 @@ class TokenSources:
     probe_row_layers: int = 0
     repair_row_layers: int = 0
     fresh_row_layers: int = 0
+    spans: tuple[tuple[int, int], ...] = ()
     fallbacks: tuple[tuple[str, int], ...] = ()
 
     @property

@@ -1,6 +1,7 @@
 """The service on a small model: what is recognised, kept, read, shared, refused, and left behind."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -144,12 +145,69 @@ def test_generated_ids_come_back_as_they_were_in_every_mode(service: Service) ->
         pytest.fail("no seed gave plain text")
     longer = (*chat, ChatMessage(role="assistant", content=reply), ChatMessage(role="user", content="And?"))
     for reuse in Reuse:
-        prompt = service._tokenizer.prompt(longer, tenant="\x1f", splicer=service._memory.splicer("\x1f"))
+        owner = "0\x1f\x1f"
+        prompt = service._tokenizer.prompt(longer, tenant=owner, splicer=service._memory.splicer(owner))
         _, usage = ask(service, *longer, reuse=reuse)
         assert usage.prompt_tokens == len(prompt.token_ids)
         message = prompt.messages[2]
         ids = prompt.token_ids[message.start : message.end]
         assert list(ids) == generated[: len(ids)]
+
+
+def test_a_wild_temperature_or_seed_hurts_nobody(service: Service) -> None:
+    for temperature in (1e-320, 1e-39, 1e-6, 1e6):
+        ask(service, *messages("You write.", "Go on."), temperature=temperature)
+    for seed in (-1, 1 << 65):
+        with pytest.raises(InvalidRequest, match="seed"):
+            ask(service, *messages("You write.", "Go on."), seed=seed)
+    assert service.health()["status"] == "ok"
+
+
+def test_a_fault_that_strikes_one_chat_leaves_the_others(service: Service, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("planted")
+
+    other = service.submit(ChatRequest(messages=messages("You write.", REPORT), max_tokens=200, reuse=Reuse.OFF))
+    with monkeypatch.context() as patch:
+        patch.setattr(service._keeper, "keep_prompt", broken)
+        with pytest.raises(ServiceClosed, match="ValueError"):
+            ask(service, *messages("You read.", REPORT))
+    assert list(other)[-1].finish_reason in ("stop", "length")
+    ask(service, *messages("You read.", REPORT))
+
+
+def test_a_stream_is_read_once(service: Service) -> None:
+    stream = service.submit(ChatRequest(messages=messages("You write.", "x"), max_tokens=2))
+    list(stream)
+    with pytest.raises(RuntimeError, match="read once"):
+        list(stream)
+
+
+def test_rows_read_through_a_screened_prefix_are_not_kept_as_computed_there(service: Service) -> None:
+    """Turn 2 of the critic finds its screened prompt; the message in it still is its author's, not the critic's."""
+    ask(service, *messages("You read.", REPORT))
+    critic = messages("You judge what the others say, and you have a longer prompt of your own.", REPORT)
+    ask(service, *critic, selector="repair_none")
+    before = service.health()["segments"]
+    with_news = (*critic, ChatMessage(role="user", content="Something new. " * 60))
+    _, usage = ask(service, *with_news, selector="repair_none")
+    assert usage.reuse.prefix > 60
+    assert service.health()["segments"] == before + 1, "only the new message is kept"
+
+
+def test_a_new_message_that_quotes_a_known_one_is_kept_whole(service: Service) -> None:
+    header = REPORT[:90]
+    ask(service, *messages("You read.", header))
+    quoting = f"{header}\n" + "What follows is new, and it is longer than what it quotes. " * 6
+    _, first = ask(service, *messages("You are the first.", quoting))
+    _, second = ask(service, *messages("You are the second.", quoting))
+    assert first.reuse.computed == first.prompt_tokens
+    assert second.reuse.computed < 0.5 * second.prompt_tokens
+
+
+def test_an_idle_service_pins_nothing(service: Service) -> None:
+    ask(service, *messages("You read.", REPORT))
+    assert service.memory().pinned == 0
 
 
 def test_stop_strings_are_cut_wherever_tokens_end(service: Service) -> None:
@@ -212,6 +270,11 @@ def test_kv_memory_too_small_for_a_prompt_or_for_anything(small_model) -> None:
         Service.open(small_model("qwen2"), ServiceConfig(kv_memory=100))
 
 
+def test_a_device_that_is_not_here(small_model) -> None:
+    with pytest.raises(ConfigError, match="nonsense"):
+        Service.open(small_model("qwen2"), ServiceConfig(device="nonsense"))
+
+
 def test_closing_ends_running_chats_with_a_clear_error(small_model) -> None:
     service = Service.open(small_model("qwen2"), ServiceConfig(kv_memory=64 << 20))
     stream = service.submit(ChatRequest(messages=messages("You write.", REPORT), max_tokens=5000))
@@ -230,9 +293,12 @@ def test_an_engine_that_fails_fails_loudly_and_nothing_hangs(small_model, monkey
         raise RuntimeError("the device fell off the bus")
 
     monkeypatch.setattr(service._engine, "step", broken)
-    stream = service.submit(ChatRequest(messages=messages("You write.", REPORT)))
-    with pytest.raises(ServiceClosed, match="fell off the bus"):
-        list(stream)
+    streams = [service.submit(ChatRequest(messages=messages("You write.", REPORT)))]
+    with contextlib.suppress(ServiceClosed):  # it may have come before or after the failure
+        streams.append(service.submit(ChatRequest(messages=messages("You read.", REPORT))))
+    for stream in streams:
+        with pytest.raises(ServiceClosed, match="fell off the bus"):
+            list(stream)
     with pytest.raises(ServiceClosed):
         service.memory()
     assert service.health()["status"] == "closed"

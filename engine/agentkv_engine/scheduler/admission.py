@@ -212,6 +212,7 @@ class Admission:
             reused=reused,
             repaired=repaired,
             computed=seq.num_prompt - prefix - reused - repaired,
+            spans=tuple((span.start, span.end) for span in view.spans if span.handle is not None),
         )
 
 

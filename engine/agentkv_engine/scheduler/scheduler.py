@@ -85,10 +85,14 @@ class Scheduler:
                 self._admission.index(seq, num_tokens=seq.num_computed)
         seq.phase, seq.finish_reason = Phase.FINISHED, reason
 
-    def schedule(self) -> SchedulerOutput:
-        """Choose the rows of the next step and give each a slot."""
+    def release_finished(self) -> None:
+        """Give back what the sequences that ended in the last step hold."""
         while self._finished:
             self._admission.release(self._finished.pop())
+
+    def schedule(self) -> SchedulerOutput:
+        """Choose the rows of the next step and give each a slot."""
+        self.release_finished()
         left = self._budget.rows(self._load())
         chosen: dict[Sequence, ScheduledSeq] = {}
         stalled = False
