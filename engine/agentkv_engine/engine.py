@@ -189,7 +189,7 @@ class Engine:
         return self._scheduler.update(schedule, result.logits, result.sampled)
 
     def release_finished(self) -> None:
-        """Give back what requests that ended in the last step hold; `step` does it too. For an engine that falls idle."""
+        """Give back what requests that ended in the last step hold, where no step follows; `step` does it too."""
         self._scheduler.release_finished()
 
     def keep(self, request_id: str, start: int, end: int) -> Resident:

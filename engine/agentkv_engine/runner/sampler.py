@@ -10,7 +10,7 @@ GREEDY_BELOW = 1e-5
 
 
 def sample(logits_V: Tensor, sampling: SamplingParams, generator: torch.Generator) -> int:
-    """The next token: the most likely one at temperatures below `GREEDY_BELOW`, else drawn from softmax(logits / temperature).
+    """The next token: the most likely one below `GREEDY_BELOW`, else drawn from softmax(logits / temperature).
 
     Args:
         logits_V: float32 [vocabulary].
