@@ -7,6 +7,7 @@ from agentkv.store.pool import PoolStore
 from agentkv.store.store import SegmentKey
 from agentkv.tokenization import GeneratedText, Prompt
 from agentkv_engine.engine import Engine, LeastRecentlyUsed
+from agentkv_engine.errors import UnknownHandle
 from agentkv_engine.request import Request, TokenSources
 from agentkv_engine.reuse import Resident
 
@@ -62,7 +63,10 @@ class Keeper:
         if last <= first:
             return
         start = len(prompt.token_ids)
-        resident = self._engine.keep(request.request_id, start + first, start + last)
+        try:
+            resident = self._engine.keep(request.request_id, start + first, start + last)
+        except UnknownHandle:  # it had to give way to others and ended with what it had: its KV is gone
+            return
         self._settle(request.tenant, self._recognizer.remember_output(request.tenant, prompt, generated, resident))
 
     def check(self) -> None:

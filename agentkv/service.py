@@ -205,8 +205,8 @@ class Service:
             raise InvalidRequest("the chat template made no prompt of these messages: give a message", param="messages")
         if chat.max_tokens is not None and chat.max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {chat.max_tokens}: ask for at least 1", param="max_tokens")
-        if not 0 <= (chat.seed or 0) < 1 << 63:
-            raise InvalidRequest(f"seed is {chat.seed}: give one from 0 to 2^63 - 1, or none", param="seed")
+        if not -(1 << 63) <= (chat.seed or 0) < 1 << 63:
+            raise InvalidRequest(f"seed is {chat.seed}: give one of 64 bits, or none", param="seed")
         if not 0 <= chat.temperature < float("inf"):
             raise InvalidRequest(f"temperature is {chat.temperature}: give 0 or more", param="temperature")
 

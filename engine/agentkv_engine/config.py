@@ -24,7 +24,10 @@ class EngineConfig:
         context_length: most tokens of a sequence; None takes the model's.
         levels: depths a repair may have, ascending; the last must be the number of layers; None is full depth only.
         device: where weights and KV live, e.g. `cpu` or `cuda`.
-        dtype: of weights and KV; None takes float32 on CPU and the checkpoint's on an accelerator.
+        dtype: of weights and KV; None takes float32 on CPU and bfloat16 on an accelerator.
+
+    Raises:
+        ValueError: a count below 1.
     """
 
     kv_memory: int = 1 * GIB
@@ -34,3 +37,9 @@ class EngineConfig:
     levels: tuple[int, ...] | None = None
     device: str = "cpu"
     dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.max_rows_per_step, self.max_sequences) < 1:
+            raise ValueError(
+                f"max_rows_per_step is {self.max_rows_per_step} and max_sequences {self.max_sequences}: give at least 1"
+            )

@@ -221,6 +221,7 @@ class Engine:
 
     def load(self, tensors: ResidentTensors) -> Resident:
         """Bring an exported resident back. Raises RequestRefused where there is no room."""
+        self.release_finished()
         return self._residents.load(tensors)
 
     def resident_bytes(self, handle: int) -> int:
@@ -251,10 +252,7 @@ class Engine:
         num_tokens = len(request.token_ids)
         if num_tokens == 0:
             raise RequestRefused("the prompt is empty: give at least one token")
-        if not all(
-            0 <= token < self.model_config.vocab_size for token in (min(request.token_ids), max(request.token_ids))
-        ):
-            raise RequestRefused(f"token ids must lie in 0..{self.model_config.vocab_size - 1}")
+        self._check_vocabulary(request.token_ids)
         if num_tokens > self.context_length - 1:
             raise PromptTooLong(num_tokens, self.context_length - 1, "the model's context", "shorten the messages")
         if num_tokens > self.max_tokens - 1:
@@ -265,14 +263,20 @@ class Engine:
         if request.mode is ReuseMode.SCREENED:
             self._validate_spans(request)
 
+    def _check_vocabulary(self, token_ids: tuple[int, ...]) -> None:
+        size = self.model_config.vocab_size
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < size):
+            raise RequestRefused(f"token ids must lie in 0..{size - 1}, not {min(token_ids)}..{max(token_ids)}")
+
     def _validate_output(self, request: Request) -> None:
         if request.sampling.max_tokens < 1:
             raise RequestRefused(f"max_tokens is {request.sampling.max_tokens}: ask for at least 1")
-        if not 0 <= (request.sampling.seed or 0) < 1 << 63:
-            raise RequestRefused(f"seed is {request.sampling.seed}: give one from 0 to 2^63 - 1, or none")
+        if not -(1 << 63) <= (request.sampling.seed or 0) < 1 << 63:
+            raise RequestRefused(f"seed is {request.sampling.seed}: give one of 64 bits, or none")
         if not request.sampling.temperature >= 0:
             raise RequestRefused(f"temperature is {request.sampling.temperature}: it must be 0 or more")
         if request.forced_output is not None:
+            self._check_vocabulary(request.forced_output)
             room = self.max_tokens - len(request.token_ids)
             if not 1 <= len(request.forced_output) <= room:
                 raise RequestRefused(f"the forced output has {len(request.forced_output)} tokens: give 1..{room}")
@@ -280,7 +284,7 @@ class Engine:
     def _validate_spans(self, request: Request) -> None:
         end = 0
         for span in request.spans:
-            if not end <= span.start < span.end <= len(request.token_ids):
+            if not end <= span.start < span.end <= len(request.token_ids) or span.resident_start < 0:
                 raise RequestRefused(f"span {span.start}..{span.end} is empty, out of order, or outside the prompt")
             end = span.end
             if span.handle in self._residents:

@@ -7,6 +7,7 @@ EngineError
 ├── DeviceUnavailable        a device that is not here
 ├── RequestRefused           a request that can never run
 │   └── PromptTooLong        more tokens than the context length or the KV memory can hold
+├── SelectorFailed           a selector raised, or its probe or plan breaks the contract
 └── UnknownHandle            a resident or request that is not (or no longer) there
 """
 
@@ -47,6 +48,10 @@ class PromptTooLong(RequestRefused):
         super().__init__(f"the prompt has {num_tokens} tokens, but {what} holds at most {limit}: {remedy}")
         self.num_tokens = num_tokens
         self.limit = limit
+
+
+class SelectorFailed(EngineError):
+    """A selector raised, or its probe or plan breaks the contract."""
 
 
 class UnknownHandle(EngineError):

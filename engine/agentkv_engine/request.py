@@ -37,7 +37,7 @@ class SamplingParams:
         temperature: 0 is greedy.
         max_tokens: most tokens to generate, at least 1.
         stop_token_ids: tokens that end the output; the stopping token is the output's last id.
-        seed: same seed, same tokens, 0 to 2^63 - 1; None draws one.
+        seed: same seed, same tokens; a signed 64-bit number; None draws one.
     """
 
     temperature: float = 0.0

@@ -201,11 +201,12 @@ class Schedules(RuleBasedStateMachine):
         full = self.decoder.config.num_layers
         depths, reused = [full] * len(tokens), []
         if request.mode is ReuseMode.SCREENED and seq.residence is not None:
-            known = seq.held.depths_P[: len(tokens)].tolist()
-            depths[: len(known)] = known
             reused = [(p, kv) for p, kv in pending.reused if p < len(tokens)]
-            for position in range(seq.held.view.num_prefix):
-                depths[position] = full
+            for span in seq.held.reused:
+                for position in range(span.start, min(span.end, len(tokens))):
+                    depths[position] = self._planned_depth(request, position)
+            depths[len(request.token_ids) - 1] = full
+            depths[-1] = full
         logits, _, _ = self.oracle.run(tokens, depths, reused)
         scale = max(1.0, float(logits[-1].abs().max()))
         assert float((pending.last_logits - logits[-1]).abs().max()) < 2e-4 * scale
@@ -214,6 +215,14 @@ class Schedules(RuleBasedStateMachine):
             assert pending.token_ids == request.forced_output
         elif request.sampling.temperature == 0:
             assert pending.token_ids[-1] == int(pending.last_logits.argmax())
+
+    def _planned_depth(self, request: Request, position: int) -> int:
+        """From the selector's own table, not from what the engine made of it."""
+        assert isinstance(request.selector, FixedPlan)
+        if position >= len(request.token_ids) or position not in request.selector.depths:
+            return 0
+        allowed = self.engine.config.levels or (self.decoder.config.num_layers,)
+        return min(depth for depth in allowed if depth >= request.selector.depths[position])
 
     @precondition(lambda self: self.pending)
     @rule(which=st.integers(0, 20))

@@ -21,7 +21,8 @@ from agentkv_engine.model.rope import RotaryEmbedding, Rotation, rotate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedSequence:
-    """One sequence's indices. `mask_RS` is None where rows are 0..R-1 and keys 0..R-1: plain causal."""
+    """One sequence's indices. `mask_RS` is None where rows and keys are both 0..R-1 (plain causal), and where the only
+    row stands behind all keys."""
 
     rows: Tensor | slice
     key_slots: Tensor
@@ -69,7 +70,8 @@ class SdpaBackend:
         )
 
     def _mask(self, sequence: SequenceRows) -> Tensor | None:
-        if np.array_equal(sequence.positions, np.arange(len(sequence.key_positions))):
+        positions, keys = sequence.positions, sequence.key_positions
+        if np.array_equal(positions, np.arange(len(keys))) or (len(positions) == 1 and positions[0] >= keys[-1]):
             return None
         return self._tensor(sequence.key_positions) <= self._tensor(sequence.positions).unsqueeze(1)
 
@@ -85,7 +87,7 @@ class SdpaBackend:
 def _attention(q_RHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask_RS: Tensor | None) -> Tensor:
     q_1HRD, k_1KSD, v_1KSD = (x.transpose(0, 1).unsqueeze(0) for x in (q_RHD, k_SKD, v_SKD))
     out_1HRD = F.scaled_dot_product_attention(
-        q_1HRD, k_1KSD, v_1KSD, attn_mask=mask_RS, is_causal=mask_RS is None, enable_gqa=True
+        q_1HRD, k_1KSD, v_1KSD, attn_mask=mask_RS, is_causal=mask_RS is None and len(q_RHD) > 1, enable_gqa=True
     )
     return out_1HRD.squeeze(0).transpose(0, 1)
 
@@ -99,7 +101,8 @@ def _record(q_RHD: Tensor, k_SKD: Tensor, sequence: PreparedSequence, layer: int
     k_HSD = k_SKD.repeat_interleave(q_RHD.shape[1] // k_SKD.shape[1], dim=1).transpose(0, 1).float()
     scores_HRS = q_HRD @ k_HSD.transpose(1, 2) / q_RHD.shape[-1] ** 0.5
     if sequence.mask_RS is None:
-        mask_RS = sequence.key_positions <= sequence.key_positions[rows].unsqueeze(1)
+        last_visible = sequence.key_positions[rows] if len(q_RHD) > 1 else sequence.key_positions[-1:]
+        mask_RS = sequence.key_positions <= last_visible.unsqueeze(1)
     else:
         mask_RS = sequence.mask_RS[rows]
     mean_RS = scores_HRS.masked_fill(~mask_RS, float("-inf")).softmax(-1).mean(0)

@@ -97,11 +97,9 @@ class BlockPool:
         """Take `num` blocks, pinned once for the caller; None (and nothing taken) where that is impossible now."""
         if num > self.num_unpinned:
             return None
-        while len(self._free) < num:
-            victim = next((k for k in self.policy.candidates() if self._frees_something(k)), None)
-            if victim is None:
-                return None
-            self.drop(victim)
+        self._reclaim(num)
+        if len(self._free) < num:  # the policy withholds what is left
+            return None
         blocks = [self._free.pop() for _ in range(num)]
         self.pin(blocks)
         return blocks
@@ -167,6 +165,16 @@ class BlockPool:
         assert unheld == set(self._free), "free list differs from the unheld blocks"
         assert len(self._free) == len(unheld), "a block is twice in the free list"
         assert not self._sealed.reshape(-1, BLOCK_SIZE)[sorted(unheld)].any(), "a free block has sealed slots"
+
+    def _reclaim(self, num: int) -> None:
+        """Drop keepers, in the policy's order, until `num` blocks are free. One pass: dropping changes no pins."""
+        if len(self._free) >= num:
+            return
+        for keeper_id in list(self.policy.candidates()):
+            if keeper_id in self._keepers and self._frees_something(keeper_id):
+                self.drop(keeper_id)
+                if len(self._free) >= num:
+                    return
 
     def _frees_something(self, keeper_id: int) -> bool:
         return any(self._pins[block] == 0 for block in self._keepers[keeper_id].blocks)

@@ -18,6 +18,8 @@ class KVPool:
         shape = (num_blocks, BLOCK_SIZE, num_kv_heads, head_dim)
         self.num_blocks = num_blocks
         self.device = device
+        self.dtype = dtype
+        self.head_shape = (num_kv_heads, head_dim)
         self._keys = [torch.empty(shape, dtype=dtype, device=device).flatten(0, 1) for _ in range(num_layers)]
         self._values = [torch.empty(shape, dtype=dtype, device=device).flatten(0, 1) for _ in range(num_layers)]
         self.block_bytes = 2 * num_layers * BLOCK_SIZE * num_kv_heads * head_dim * self._keys[0].element_size()

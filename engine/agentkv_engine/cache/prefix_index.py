@@ -6,7 +6,9 @@ request. Entries hold what the key table holds for their 16 positions, and keep 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from agentkv_engine.cache.key_table import Keys
 from agentkv_engine.config import BLOCK_SIZE
 
 Digest = bytes
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,17 +48,17 @@ class PrefixIndex:
         self._pool = pool
         self._model = model
         self._exact: dict[Digest, PrefixEntry] = {}
-        self._screened: dict[Digest, PrefixEntry] = {}
+        self._screened: dict[tuple[Digest, str], PrefixEntry] = {}
 
     def __len__(self) -> int:
         return len(self._exact) + len(self._screened)
 
-    def match(self, token_ids: Sequence[int], tenant: str, *, screened: bool) -> list[PrefixEntry]:
-        """Entries of the longest known prefix. At each block the exact entry if there is one, else, where `screened`
-        is set, the screened one."""
+    def match(self, token_ids: Sequence[int], tenant: str, *, rule: str | None) -> list[PrefixEntry]:
+        """Entries of the longest known prefix. At each block the exact entry if there is one, else the screened one
+        that the same rule has repaired; None takes exact ones only."""
         found: list[PrefixEntry] = []
         for digest, block in self._chain(token_ids, tenant):
-            entry = self._exact.get(digest) or (self._screened.get(digest) if screened else None)
+            entry = self._exact.get(digest) or (self._screened.get((digest, rule)) if rule is not None else None)
             if entry is None or entry.token_ids != block:
                 break
             found.append(entry)
@@ -73,6 +76,7 @@ class PrefixIndex:
         is_exact: Callable[[int], bool],
         depth_of: Callable[[int, int], int],
         hops: int,
+        rule: str,
     ) -> None:
         """Add the full blocks of a computed sequence, from `first_block` on.
 
@@ -84,38 +88,29 @@ class PrefixIndex:
             is_exact: whether all rows before a position are exact.
             depth_of: mean depth spent on positions [start, end).
             hops: of the rows that are not exact.
+            rule: name of the selector by which they were repaired.
         """
-        new: list[tuple[int, Digest, bytes]] = [
-            (number, digest, block)
-            for number, (digest, block) in enumerate(self._chain(token_ids, tenant))
-            if number >= first_block
-        ]
-        for number, digest, block in reversed(new):  # the leaf first: it is the older in the policy's eyes
+        chain = list(enumerate(self._chain(token_ids, tenant)))
+        for number, (digest, block) in reversed(chain):  # the leaf first: it is dropped before what it hangs on
             start, end = number * BLOCK_SIZE, (number + 1) * BLOCK_SIZE
-            exact = is_exact(end)
-            entries = self._exact if exact else self._screened
-            if (known := self._exact.get(digest) or entries.get(digest)) is not None:
+            exact, depth = is_exact(end), depth_of(start, end)
+            known = self._exact.get(digest) or (None if exact else self._screened.get((digest, rule)))
+            if known is not None and (known.exact or known.depth_spent >= depth or number < first_block):
                 self._pool.touch(known.keeper_id)
-                continue
-            self._add(entries, digest, block, keys_of(start, end), exact, 0 if exact else hops, depth_of(start, end))
+            elif number >= first_block:
+                if known is not None:  # repaired deeper this time
+                    self._pool.drop(known.keeper_id)
+                made = partial(PrefixEntry, token_ids=block, exact=exact, hops=0 if exact else hops, depth_spent=depth)
+                if exact:
+                    self._add(self._exact, digest, keys_of(start, end), made)
+                else:
+                    self._add(self._screened, (digest, rule), keys_of(start, end), made)
 
-    def _add(
-        self,
-        entries: dict[Digest, PrefixEntry],
-        digest: Digest,
-        block: bytes,
-        keys: Keys,
-        exact: bool,
-        hops: int,
-        depth_spent: int,
-    ) -> None:
-        keeper_id = self._pool.keep(
-            np.unique(keys.slots_KN // BLOCK_SIZE).tolist(), lambda: entries.__delitem__(digest)
-        )
+    def _add(self, entries: dict[Key, PrefixEntry], key: Key, keys: Keys, entry: Callable[..., PrefixEntry]) -> None:
+        blocks = np.unique(keys.slots_KN // BLOCK_SIZE).tolist()
+        keeper_id = self._pool.keep(blocks, lambda: entries.__delitem__(key))
         self._pool.seal(keys.slots_KN)
-        entries[digest] = PrefixEntry(
-            token_ids=block, keys=keys, exact=exact, hops=hops, depth_spent=depth_spent, keeper_id=keeper_id
-        )
+        entries[key] = entry(keys=keys, keeper_id=keeper_id)
 
     def _chain(self, token_ids: Sequence[int], tenant: str) -> Iterator[tuple[Digest, bytes]]:
         digest = blake2b(f"{self._model}\0{tenant}".encode(), digest_size=16).digest()

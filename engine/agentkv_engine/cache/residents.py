@@ -75,6 +75,10 @@ class Residents:
         """The token ids that a placed span would read; shorter than the span where the resident ends before it."""
         return self._find(span.handle).resident.token_ids[span.resident_start : span.resident_start + span.num_tokens]
 
+    def hops_of(self, span: PlacedSpan) -> int:
+        """Hops of the resident behind a placed span."""
+        return self._find(span.handle).resident.hops
+
     def touch(self, handle: int) -> None:
         """It was read."""
         self._pool.touch(handle)
@@ -114,9 +118,10 @@ class Residents:
         """Bring an exported resident back into the pool.
 
         Raises:
-            RequestRefused: the pool has no room for it.
+            RequestRefused: the pool has no room for it, or another shape.
         """
         num_tokens = len(tensors.token_ids)
+        self._check(tensors)
         blocks = self._pool.allocate(-(-num_tokens // BLOCK_SIZE))
         if blocks is None:
             raise RequestRefused(f"no room to load {num_tokens} tokens of KV: release residents or raise kv_memory")
@@ -129,6 +134,15 @@ class Residents:
         resident = self.keep(tensors.token_ids, keys, 0, exact=tensors.exact, hops=tensors.hops)
         self._pool.unpin(blocks)
         return resident
+
+    def _check(self, tensors: ResidentTensors) -> None:
+        here = (self._tensors.num_layers, len(tensors.token_ids), *self._tensors.head_shape)
+        for given in (tensors.k_LNKD, tensors.v_LNKD):
+            if tuple(given.shape) != here or given.dtype != self._tensors.dtype:
+                raise RequestRefused(
+                    f"KV of shape {tuple(given.shape)} and {given.dtype} can't be loaded: this pool holds {here} and "
+                    f"{self._tensors.dtype}; export it from an engine of the same model and dtype"
+                )
 
     def _find(self, handle: int | None) -> _Kept:
         if handle is None or handle not in self._kept:

@@ -37,7 +37,6 @@ class ModelConfig:
         tied_embeddings: the output head is the embedding table.
         qkv_bias, output_bias, mlp_bias: which linears have a bias.
         context_length: most positions it was made for.
-        dtype: name of the checkpoint's dtype, e.g. `bfloat16`.
     """
 
     architecture: str
@@ -55,7 +54,6 @@ class ModelConfig:
     output_bias: bool
     mlp_bias: bool
     context_length: int
-    dtype: str
 
     @property
     def kv_values_per_token(self) -> int:
@@ -100,7 +98,6 @@ class ModelConfig:
             output_bias=attention_bias,
             mlp_bias=bool(raw.get("mlp_bias", False)),
             context_length=raw["max_position_embeddings"],
-            dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32",
         )
 
 

@@ -3,6 +3,7 @@
 Shapes: N rows of the step. A row of depth d writes K and V in layers 0..d and attends in layers 0..d-1.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ class Step:
     Attributes:
         token_ids_N, slots_N: token of each row, and the slot it writes (int64).
         rotation_N: rotary rotation at each row's position, ([N, D/2], [N, D/2]).
-        turned: rows that stand in a run of reused keys: their indices (host and device), and the run's rotation.
+        turned: rows that stand in a run of reused keys: their ascending indices (host and device), and the run's
+            rotation.
         writing, attending: rows that write, and rows that attend, in each layer.
         attention_of_layer: the back end's prepared metadata of each layer; layers of one level share it.
         logits_rows: indices of the rows whose logits are wanted, all of full depth.
@@ -61,5 +63,5 @@ class Step:
         if self.turned is None:
             return None
         indices, rows, (cos, sin) = self.turned
-        count = sum(index < num_rows for index in indices)
+        count = bisect_left(indices, num_rows)
         return (rows[:count], (cos[:count], sin[:count])) if count else None

@@ -66,7 +66,8 @@ class InputBuilder:
             positions, residence = order.positions_N[mine], item.sequence.held
             slots[mine] = residence.own_P[positions]
             offsets[mine] = residence.table.offsets_at(positions)
-            token_ids[mine] = np.asarray(item.sequence.token_ids)[positions]
+            known = item.sequence.token_ids
+            token_ids[mine] = [known[position] for position in positions.tolist()]
         assert_writable(slots)
         layers = range(self._levels.num_layers)
         return Step(

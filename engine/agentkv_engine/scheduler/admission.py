@@ -5,8 +5,10 @@ full depth; reused rows at the depth that the plan gives them; the last known ro
 are wanted.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Ordered
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +19,12 @@ from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.prefix_index import PrefixEntry, PrefixIndex
 from agentkv_engine.cache.residents import Residents
 from agentkv_engine.config import BLOCK_SIZE
+from agentkv_engine.errors import SelectorFailed
 from agentkv_engine.request import ReuseMode, TokenSources
 from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, ReuseView
 from agentkv_engine.scheduler.sequence import Phase, PrivateSlots, ProbeState, Residence, Rows, Sequence
+
+Answer = TypeVar("Answer")
 
 
 class Admission:
@@ -35,7 +40,11 @@ class Admission:
         self._device = device
 
     def admit(self, seq: Sequence) -> bool:
-        """Pin what the sequence reads and queue its rows; False (and nothing held) where the pool has no room now."""
+        """Pin what the sequence reads and queue its rows; False (and nothing held) where the pool has no room now.
+
+        Raises:
+            SelectorFailed: the request's selector raised, or broke its contract; nothing is held.
+        """
         entries = self._matching_entries(seq)
         spans = self._placeable_spans(seq, len(entries) * BLOCK_SIZE)
         residence = self._place(seq, entries, spans)
@@ -45,7 +54,11 @@ class Admission:
             self._pool.unpin(residence.shared_blocks)
             return False
         seq.residence = residence
-        self._queue_rows(seq)
+        try:
+            self._queue_rows(seq)
+        except SelectorFailed:
+            self.release(seq)
+            raise
         return True
 
     def release(self, seq: Sequence) -> None:
@@ -80,6 +93,7 @@ class Admission:
             is_exact=lambda end: end <= residence.exact_until,
             depth_of=residence.mean_depth,
             hops=residence.hops,
+            rule=seq.request.selector.name if seq.request.selector is not None else "",
         )
         residence.num_indexed = num_tokens // BLOCK_SIZE
 
@@ -87,7 +101,8 @@ class Admission:
         mode = seq.request.mode
         if mode is ReuseMode.OFF or seq.reuse_given_up:
             return []
-        return self._prefixes.match(seq.token_ids, seq.request.tenant, screened=mode is ReuseMode.SCREENED)
+        rule = seq.request.selector.name if mode is ReuseMode.SCREENED and seq.request.selector is not None else None
+        return self._prefixes.match(seq.token_ids, seq.request.tenant, rule=rule)
 
     def _placeable_spans(self, seq: Sequence, num_prefix: int) -> list[PlacedSpan]:
         """The spans behind the prefix hit whose residents are still there."""
@@ -100,7 +115,7 @@ class Admission:
             if span.handle not in self._residents:
                 seq.fallbacks["segment_gone"] += 1
                 continue
-            spans.append(rest)
+            spans.append(replace(rest, hops=self._residents.hops_of(rest)))
         if len(spans) < len(seq.spans):
             seq.spans = tuple(span for span in seq.spans if span.handle in self._residents)
         return spans
@@ -117,11 +132,12 @@ class Admission:
             self._residents.touch(span.handle)
             blocks.update(self._pool.blocks_of(span.handle))
         hits = _screened_hits(entries)
+        num_exact = _num_exact(entries) * BLOCK_SIZE
         view = ReuseView(
-            num_tokens=len(seq.token_ids),
+            num_tokens=seq.num_prompt,
             num_layers=self._levels.num_layers,
-            num_prefix=_num_exact(entries) * BLOCK_SIZE,
-            spans=(*hits, *spans),
+            num_prefix=min(num_exact, seq.num_prompt),
+            spans=(*_clip(hits, seq.num_prompt), *spans),
         )
         return Residence(
             table=table,
@@ -129,26 +145,29 @@ class Admission:
             own_P=np.full(len(seq.token_ids) + BLOCK_SIZE, NO_SLOT, dtype=np.int64),
             shared_blocks=sorted(blocks),
             view=view,
+            num_exact=num_exact,
+            reused=(*hits, *spans),
             depths_P=np.empty(0, dtype=np.int64),
             hops=max([1 + span.hops for span in spans] + [hit.hops for hit in hits], default=0),
-            num_indexed=len(entries),
+            num_indexed=num_exact // BLOCK_SIZE,
         )
 
     def _queue_rows(self, seq: Sequence) -> None:
+        """A plan is frozen, and holds after a preemption unless rows are read now that it was not made for."""
         view, selector = seq.held.view, seq.request.selector
-        if seq.plan is None and view.spans and selector is not None:
-            probe = selector.probe(view)
-            if probe is not None:
+        if seq.plan is None or not _was_planned(seq, view):
+            if selector is not None and view.spans and (probe := _ask(selector.probe, view)) is not None:
+                _check_probe(probe, view)
                 self._queue_probe(seq, probe)
                 return
-        if seq.plan is None:
             self._make_plan(seq, None)
         self._queue_planned(seq, num_done=0)
 
     def _make_plan(self, seq: Sequence, observation: Observation | None) -> None:
         view, selector = seq.held.view, seq.request.selector
-        seq.plan = selector.plan(view, observation) if selector is not None and view.spans else RepairPlan()
-        _check_plan(seq.plan, view)
+        plan = _ask(selector.plan, view, observation) if selector is not None and view.spans else RepairPlan()
+        _check_plan(plan, view)
+        seq.plan, seq.planned_spans = plan, view.spans
 
     def _queue_probe(self, seq: Sequence, probe: Probe) -> None:
         """Fresh rows before the first reused span are final; the probe's rows run again once the plan is made."""
@@ -169,6 +188,12 @@ class Admission:
         seq.queue = Rows.of(positions, depths, np.isin(positions, observed))
         seq.phase = Phase.PROBING
 
+    def _first_logits(self, seq: Sequence) -> int:
+        """The first position whose logits are wanted: it and those after it must have rows, whatever could be read."""
+        if seq.request.forced_output is not None and seq.request.return_logits:
+            return min(seq.num_prompt - 1 + seq.num_emitted, seq.num_to_forward - 1)
+        return seq.num_to_forward - 1
+
     def _first_reused(self, view: ReuseView) -> int:
         return min([span.start for span in view.spans], default=view.num_prefix)
 
@@ -176,18 +201,19 @@ class Admission:
         """Queue fresh and planned rows, in order of position, leaving out the first `num_done` fresh ones."""
         assert seq.plan is not None
         residence = seq.held
-        view, num_layers = residence.view, self._levels.num_layers
+        num_layers = self._levels.num_layers
         num_known = len(seq.token_ids)
         depths_P = np.full(num_known, num_layers, dtype=np.int64)
         wanted_P = np.ones(num_known, dtype=bool)
-        wanted_P[: max(view.num_prefix, num_done)] = False
-        reused_P = _mask_of(view.spans, num_known)
+        wanted_P[: max(residence.num_exact, num_done)] = False
+        reused_P = _mask_of(residence.reused, num_known)
         planned_P = np.zeros(num_known, dtype=np.int64)
         planned_P[list(seq.plan.positions)] = self._levels.round_up(np.asarray(seq.plan.depths, dtype=np.int64))
-        planned_P[seq.num_to_forward - 1] = num_layers
+        planned_P[[seq.num_prompt - 1, seq.num_to_forward - 1]] = num_layers
         depths_P[reused_P] = planned_P[reused_P]
         wanted_P[reused_P] = depths_P[reused_P] > 0
-        wanted_P[seq.num_to_forward - 1] = True
+        wanted_P[self._first_logits(seq) : seq.num_to_forward] = True
+        depths_P[self._first_logits(seq) : seq.num_to_forward] = num_layers
         wanted_P[seq.num_to_forward :] = False
         positions = np.flatnonzero(wanted_P)
         seq.queue = Rows.of(positions, depths_P[positions])
@@ -201,8 +227,8 @@ class Admission:
     def _count(self, seq: Sequence, reused_P: np.ndarray, wanted_P: np.ndarray) -> TokenSources:
         """Sources of the prompt's tokens; hits of the screened prefix count as prefix where they are not repaired."""
         prompt, view = slice(seq.num_prompt), seq.held.view
-        hit_P = _mask_of([span for span in view.spans if span.handle is None], len(reused_P))
-        hit_P[: view.num_prefix] = True
+        hit_P = _mask_of([span for span in seq.held.reused if span.handle is None], len(reused_P))
+        hit_P[: seq.held.num_exact] = True
         prefix = int((hit_P & ~wanted_P)[prompt].sum())
         reused = int((reused_P & ~hit_P & ~wanted_P)[prompt].sum())
         repaired = int((reused_P & wanted_P)[prompt].sum())
@@ -242,11 +268,40 @@ def _screened_hits(entries: list[PrefixEntry]) -> list[PlacedSpan]:
     return hits
 
 
+def _was_planned(seq: Sequence, view: ReuseView) -> bool:
+    """Whether every row that would be read from a segment was so when the plan was made. (What is in the prefix index
+    by now has been repaired by the same rule.)"""
+    planned = _mask_of([s for s in seq.planned_spans if s.handle is not None], view.num_tokens)
+    return all(planned[span.start : span.end].all() for span in view.spans if span.handle is not None)
+
+
 def _check_plan(plan: RepairPlan, view: ReuseView) -> None:
     """A selector is code of ours or of a plug-in: hold it to the contract before its plan is frozen."""
     reused = _mask_of(view.spans, view.num_tokens)
     positions = np.asarray(plan.positions, dtype=np.int64)
     inside = (positions >= 0) & (positions < view.num_tokens)
-    assert inside.all(), "the plan names positions outside the prompt"
-    assert reused[positions].all(), "the plan names positions outside the reused spans"
-    assert all(1 <= depth <= view.num_layers for depth in plan.depths), "the plan has depths outside 1..num_layers"
+    if not (inside.all() and reused[positions].all()):
+        raise SelectorFailed("the selector's plan names positions outside the reused spans: mend the selector")
+    if not all(1 <= depth <= view.num_layers for depth in plan.depths):
+        raise SelectorFailed(f"the selector's plan has depths outside 1..{view.num_layers}: mend the selector")
+
+
+def _check_probe(probe: Probe, view: ReuseView) -> None:
+    ascending = list(probe.positions) == sorted(set(probe.positions))
+    inside = probe.positions and probe.positions[0] >= 0 and probe.positions[-1] < view.num_tokens
+    if not (ascending and inside and 1 <= probe.depth <= view.num_layers):
+        raise SelectorFailed(
+            "the selector's probe is empty, unsorted, or outside the prompt or layers: mend the selector"
+        )
+
+
+def _ask(question: Callable[..., Answer], *arguments: object) -> Answer:
+    """What a selector answers; its own faults end its request, not the engine."""
+    try:
+        return question(*arguments)
+    except Exception as error:
+        raise SelectorFailed(f"the selector raised {type(error).__name__}: {error}") from error
+
+
+def _clip(spans: list[PlacedSpan], end: int) -> list[PlacedSpan]:
+    return [replace(span, end=min(span.end, end)) for span in spans if span.start < end]

@@ -10,7 +10,7 @@ from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.config import BLOCK_SIZE
-from agentkv_engine.errors import RequestRefused
+from agentkv_engine.errors import RequestRefused, SelectorFailed
 from agentkv_engine.request import FinishReason, ReuseMode, StepOutput
 from agentkv_engine.scheduler.admission import Admission
 from agentkv_engine.scheduler.budget import BudgetPolicy, Load
@@ -76,6 +76,8 @@ class Scheduler:
 
     def finish(self, seq: Sequence, reason: FinishReason) -> None:
         """End a sequence; a running one holds its keys until the next step, so that they can be kept."""
+        if seq.phase is Phase.FINISHED:
+            return
         if seq.residence is None:
             self._waiting.remove(seq)
         else:
@@ -133,7 +135,13 @@ class Scheduler:
         )
 
     def _admit(self, seq: Sequence) -> bool:
-        if not self._admission.admit(seq):
+        try:
+            admitted = self._admission.admit(seq)
+        except SelectorFailed as error:
+            self._waiting.remove(seq)
+            self._failed.append(StepOutput(request_id=seq.request_id, error=error))
+            return False
+        if not admitted:
             if self._running or not self._retry_alone(seq):
                 return False
             return self._admit(seq)
@@ -218,9 +226,7 @@ class Scheduler:
         self._charge(seq, item.rows)
         seq.queue = seq.queue[len(item.rows) :]
         if seq.phase is Phase.PROBING:
-            if len(seq.queue) == 0:
-                self._admission.finish_probe(seq)
-            return None
+            return self._finish_probe(seq) if len(seq.queue) == 0 else None
         seq.num_computed = int(seq.queue.positions[0]) if len(seq.queue) else seq.num_to_forward
         if seq.num_computed < seq.num_prompt:
             return None
@@ -228,11 +234,19 @@ class Scheduler:
             self._admission.index(seq, num_tokens=seq.num_prompt)
         return self._emit(seq, logits, token)
 
+    def _finish_probe(self, seq: Sequence) -> StepOutput | None:
+        try:
+            self._admission.finish_probe(seq)
+        except SelectorFailed as error:
+            self.abort(seq)
+            return StepOutput(request_id=seq.request_id, error=error)
+        return None
+
     def _charge(self, seq: Sequence, rows: Rows) -> None:
         """Count the layers that ran for the prompt, by kind of work."""
         in_prompt = rows.positions < seq.num_prompt
         reused = np.zeros(len(rows), dtype=bool)
-        for span in seq.held.view.spans:
+        for span in seq.held.reused:
             reused |= (rows.positions >= span.start) & (rows.positions < span.end)
         probe = rows.observed
         for kind, which in (("probe", probe), ("repair", reused & ~probe), ("fresh", ~reused & ~probe)):

@@ -92,7 +92,9 @@ class Residence:
         table: positions to slots.
         private: slots it writes; `own_P` says which position has which.
         shared_blocks: blocks of others that it has pinned.
-        view: prefix and spans as they were found.
+        view: prefix and spans as they were found, up to the prompt's end: what the selector is shown.
+        num_exact: leading positions that an exact prefix hit covers; beyond the prompt's end after a preemption.
+        reused: all that is read beside it: hits of the screened prefix, and spans.
         depths_P: depth spent on each known position, once the plan is made.
         exact_until: positions before it are exact.
         hops: of its rows that are not exact.
@@ -104,6 +106,8 @@ class Residence:
     own_P: np.ndarray
     shared_blocks: list[int]
     view: ReuseView
+    num_exact: int
+    reused: tuple[PlacedSpan, ...]
     depths_P: np.ndarray
     exact_until: int = 0
     hops: int = 0
@@ -132,7 +136,7 @@ class Sequence:
     Attributes:
         token_ids: prompt and everything emitted since (all forced tokens, once the prompt is done).
         queue: rows still to compute, in order.
-        plan: frozen once made; survives preemption while the segments do.
+        plan: frozen once made, for the rows of `planned_spans`; survives preemption while no others are read.
         spans: spans that may still be read.
         reuse_given_up: there was no room for what it reads beside what it writes: full prefill.
         num_emitted: tokens given out so far.
@@ -149,6 +153,7 @@ class Sequence:
     residence: Residence | None = None
     queue: Rows = field(default_factory=lambda: Rows.of(np.empty(0), np.empty(0)))
     plan: RepairPlan | None = None
+    planned_spans: tuple[PlacedSpan, ...] = ()
     num_emitted: int = 0
     num_computed: int = 0
     finish_reason: FinishReason | None = None

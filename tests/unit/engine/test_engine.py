@@ -1,14 +1,17 @@
 """What the engine promises beside its numbers: sharing, isolation, limits, preemption, aborts."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
+from agentkv.screening.selectors.registry import parse_selector
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
-from agentkv_engine.errors import PromptTooLong, RequestRefused, UnknownHandle
+from agentkv_engine.errors import PromptTooLong, RequestRefused, SelectorFailed, UnknownHandle
 from agentkv_engine.model.checkpoint import load_decoder
 from agentkv_engine.request import FinishReason, Request, ReuseMode, SamplingParams
-from agentkv_engine.reuse import PlacedSpan, Probe
+from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, ReuseView
 from engine_driver import FixedPlan, keep, prompt_of, run, span_of, steps
 
 ONE = SamplingParams(max_tokens=1)
@@ -144,6 +147,9 @@ def test_a_prompt_that_can_never_fit_is_refused_with_the_tokens_that_would(decod
         ({"sampling": SamplingParams(max_tokens=0)}, "at least 1"),
         ({"sampling": SamplingParams(temperature=float("nan"))}, "temperature"),
         ({"forced_output": ()}, "forced output"),
+        ({"forced_output": (1, 99_999)}, "0..480"),
+        ({"sampling": SamplingParams(seed=1 << 64)}, "seed"),
+        ({"mode": ReuseMode.SCREENED, "spans": (PlacedSpan(start=0, end=2, handle=1, resident_start=-1),)}, "outside"),
         ({"mode": ReuseMode.SCREENED, "spans": (PlacedSpan(start=0, end=9, handle=1),)}, "outside the prompt"),
         ({"mode": ReuseMode.SCREENED, "spans": (PlacedSpan(start=0, end=2, handle=1),)}, "selector"),
     ],
@@ -219,6 +225,132 @@ def test_a_frozen_plan_survives_preemption(decoder) -> None:
     again = FixedPlan(plan.depths, plan.probe_rows)
     request = screened("young", reader, span_of(resident, 10), plan=again, sampling=SamplingParams(max_tokens=70))
     assert answers["young"].token_ids == run(alone, request)["young"].token_ids
+
+
+def test_a_span_that_a_prefix_hit_had_hidden_is_planned_anew(decoder) -> None:
+    """Between two admissions the prefix that hid the segment is dropped: its rows must not be read unrepaired."""
+    engine = engine_of(decoder, 60)
+    author = prompt_of(64, seed=44)
+    resident = keep(engine, author, 0, 64, mode=ReuseMode.OFF, tenant="x")
+    reader = prompt_of(16, seed=45) + author + prompt_of(9, seed=46)
+    exact = Request(request_id="first", token_ids=reader, sampling=ONE, return_logits=True)
+    expected = run(engine, exact)["first"]
+    plan = FixedPlan(dict.fromkeys(range(16, 80), 3))
+    engine.add(screened("a", reader, span_of(resident, 16), plan=plan, return_logits=True))
+    scheduler = engine._scheduler
+    scheduler.schedule()
+    (seq,) = scheduler.running
+    assert seq.held.view.num_prefix == 80
+    scheduler._preempt(seq)
+    for key in list(engine._prefixes._exact):
+        engine._pool.drop(engine._prefixes._exact[key].keeper_id)
+    answers = {}
+    for _ in steps(engine, answers):
+        pass
+    assert len(plan.views) == 1
+    assert answers["a"].sources.repaired == 64
+    assert (answers["a"].logits - expected.logits).abs().max() < 1e-4
+
+
+def test_the_last_row_of_the_prompt_stays_computed_after_a_preemption(decoder) -> None:
+    author = prompt_of(64, seed=47)
+    reader = prompt_of(20, seed=48) + author[:60]
+    answers = []
+    for preempted in (False, True):
+        engine = engine_of(decoder, 60)
+        resident = keep(engine, author, 0, 60, mode=ReuseMode.OFF)
+        ten = SamplingParams(max_tokens=10)
+        engine.add(screened("a", reader, span_of(resident, 20), sampling=ten, return_logits=True, tenant="b"))
+        got = {}
+        for number, _ in enumerate(steps(engine, got)):
+            if preempted and number == 5:
+                engine._scheduler._preempt(engine._scheduler.running[0])
+                for entry in [*engine._prefixes._exact.values(), *engine._prefixes._screened.values()]:
+                    engine._pool.drop(entry.keeper_id)
+        answers.append(got["a"])
+    assert answers[0].token_ids == answers[1].token_ids
+    assert (answers[0].logits - answers[1].logits).abs().max() < 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A selector with one fault."""
+
+    fault: str
+
+    @property
+    def name(self) -> str:
+        return f"broken({self.fault})"
+
+    def probe(self, view: ReuseView) -> Probe | None:
+        if self.fault == "unsorted probe":
+            return Probe(positions=(5, 4), depth=1)
+        return Probe(positions=(view.num_tokens - 1,), depth=1) if self.fault == "raises after the probe" else None
+
+    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
+        if self.fault.startswith("raises"):
+            raise ZeroDivisionError("planted")
+        return (
+            RepairPlan(positions=(0,), depths=(1,))
+            if self.fault == "outside"
+            else RepairPlan(positions=(20,), depths=(9,))
+        )
+
+
+@pytest.mark.parametrize("fault", ["raises", "raises after the probe", "unsorted probe", "outside", "too deep"])
+def test_a_broken_selector_ends_its_own_request_only(decoder, fault: str) -> None:
+    engine = engine_of(decoder, 60)
+    author = prompt_of(40, seed=49)
+    resident = keep(engine, author, 0, 40, mode=ReuseMode.OFF)
+    other = Request(request_id="other", token_ids=prompt_of(30, seed=50), sampling=SamplingParams(max_tokens=9))
+    plan = Broken(fault)
+    answers = run(engine, other, screened("a", prompt_of(10, seed=51) + author, span_of(resident, 10), plan=plan))
+    assert isinstance(answers["a"].error, SelectorFailed)
+    assert len(answers["other"].token_ids) == 9
+    engine.step()
+    assert engine.memory().pinned == 0
+
+
+def test_what_one_rule_repaired_is_not_read_by_another(decoder) -> None:
+    engine = engine_of(decoder, 100)
+    author = prompt_of(64, seed=52)
+    resident = keep(engine, author, 0, 64, mode=ReuseMode.OFF)
+    reader = prompt_of(16, seed=53) + author + prompt_of(9, seed=54)
+    run(engine, screened("a", reader, span_of(resident, 16), plan=parse_selector("repair_none")))
+    again = run(engine, screened("b", reader, span_of(resident, 16), plan=parse_selector("repair_none")))["b"]
+    thorough = run(engine, screened("c", reader, span_of(resident, 16), plan=parse_selector("repair_boundary(64)")))[
+        "c"
+    ]
+    assert again.sources.prefix == 80
+    assert (thorough.sources.prefix, thorough.sources.repaired) == (16, 64)
+
+
+def test_forced_logits_come_for_every_token_whatever_the_prefix_index_holds(decoder) -> None:
+    engine = engine_of(decoder, 100, max_rows_per_step=16)
+    prompt, reply = prompt_of(20, seed=55), prompt_of(60, seed=56)
+    request = Request(request_id="a", token_ids=prompt, forced_output=reply, return_logits=True)
+    engine.add(request)
+    answers = {}
+    for number, _ in enumerate(steps(engine, answers)):
+        if number == 3:
+            engine._scheduler._preempt(engine._scheduler.running[0])
+            run_beside = Request(request_id="b", token_ids=prompt, forced_output=reply)
+            engine.add(run_beside)
+            engine._scheduler._waiting.reverse()
+            engine._scheduler._max_sequences = 1
+    assert answers["a"].token_ids == reply
+    assert len(answers["a"].logits) == len(reply)
+
+
+def test_leaves_of_the_prefix_index_go_before_their_roots(decoder) -> None:
+    engine = engine_of(decoder, 100)
+    prompt = prompt_of(160, seed=57)
+    run(engine, Request(request_id="a", token_ids=prompt[:80], sampling=ONE))
+    run(engine, Request(request_id="b", token_ids=prompt, sampling=ONE))
+    for left in range(9, 0, -1):
+        victim = next(iter(engine._pool.policy.candidates()))
+        engine._pool.drop(victim)
+        assert len(engine._prefixes.match(prompt, "", rule=None)) == left
 
 
 def test_abort_at_any_moment_frees_everything(decoder) -> None:
