@@ -62,9 +62,13 @@ def harbour_case(*, authored: bool) -> Case:
     )
 
 
+_SENTENCES = 24
+"""Statements in a part of the document: near the most that the model was trained on."""
+
+
 def world_case(seed: int) -> Case:
     """A held-out world in the words that the repository's model was trained on; the model writes the replies."""
-    world = demo_case(seed)
+    world = demo_case(seed, sentences=_SENTENCES)
     return Case(
         title=world.title,
         researchers=tuple(_of_world(agent) for agent in world.researchers),

@@ -19,7 +19,7 @@ from agentkv_evals.demo.case import Case, harbour_case, world_case
 from agentkv_evals.demo.graph import build_graph
 from agentkv_evals.demo.measure import AgentFigures, measure
 from agentkv_evals.demo.recording import RecordingService
-from agentkv_evals.demo.show import caption, memory_table, tokens_table, untrained_notice
+from agentkv_evals.demo.show import caption, changed_notice, memory_table, tokens_table, untrained_notice
 from agentkv_evals.demo.stream import run_graph
 from langchain_agentkv import ChatAgentKV
 
@@ -43,15 +43,18 @@ def run_demo(*, model: Path, selector: str | None, json_file: Path | None, conso
     with Service.open(model, config) as service:
         with console.status("warming up"):
             warm_up(service)
-        recording, seconds = _run_twice(case, service, config.selector, console)
+        recording, seconds, changed = _run_twice(case, service, config.selector, console)
         agents = [agent.name for agent in case.agents]
         with console.status("measuring: every prompt once more, one at a time"):
             figures = measure(service, recording.exchanges, agents, config.selector, _ROUNDS)
         model_id = service.model_id
     for part in (tokens_table(figures), memory_table(figures), caption(config.selector, _ROUNDS)):
         console.print(part)
+    if changed:
+        console.print(changed_notice(changed, config.selector))
     if json_file is not None:
         head = {"model": model_id, "trained": trained, "selector": config.selector, "seconds": seconds}
+        head |= {"changed_replies": changed}
         content = head | {"environment": environment(), "agents": [_to_json(each) for each in figures]}
         json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -66,11 +69,13 @@ def choose_case(model: Path, *, trained: bool) -> Case:
 
 def _run_twice(
     case: Case, service: Service, selector: str, console: Console
-) -> tuple[RecordingService, dict[str, float]]:
-    """Full prefill, then screened reuse; returns what the first one asked and answered, and the seconds of both."""
+) -> tuple[RecordingService, dict[str, float], list[str]]:
+    """Full prefill, then screened reuse; returns what the first one asked and answered, the seconds of both, and the
+    agents whose replies are not the same."""
     recording = RecordingService(service)
     seconds: dict[str, float] = {}
     said: dict[str, str] = {}
+    first: dict[str, str] = {}
     titles = {Reuse.OFF: "full prefill", Reuse.SCREENED: f"reuse, {selector}"}
     for reuse, title in titles.items():
         console.rule(f"[bold]{case.title}[/] ({title})" if not said else f"[bold]the same agents[/] ({title})")
@@ -82,10 +87,10 @@ def _run_twice(
             max_tokens=case.max_tokens,
         )
         started = time.perf_counter()
-        said = run_graph(build_graph(case, chat), console, known=said)
+        first, said = said, run_graph(build_graph(case, chat), console, known=said)
         seconds[str(reuse)] = time.perf_counter() - started
         console.print(f"five agents in {seconds[str(reuse)]:.1f} s ({title})", style="green", highlight=False)
-    return recording, seconds
+    return recording, seconds, [agent for agent, reply in said.items() if reply != first[agent]]
 
 
 def _to_json(each: AgentFigures) -> dict[str, Any]:

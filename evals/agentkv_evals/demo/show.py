@@ -28,6 +28,16 @@ def untrained_notice() -> Panel:
     )
 
 
+def changed_notice(agents: Sequence[str], selector: str) -> Panel:
+    """Said plainly where reuse changed a reply."""
+    words = (
+        f"With reuse {' and '.join(agents)} did not reply as with full prefill. {selector} repairs a share of the rows "
+        "only, and may miss what is found by way of another report. So `agentkv serve` reads exact prefixes only, "
+        "unless told otherwise. --selector repair_all shows full repair."
+    )
+    return Panel(words, title="the replies differ", border_style="yellow")
+
+
 def tokens_table(figures: Sequence[AgentFigures]) -> Group:
     """Where each prompt's tokens came from, and how soon the first token came."""
     headings = ("prompt", "prefix", "reused", "repaired", "computed", "full", "reuse", "ratio")
