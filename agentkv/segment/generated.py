@@ -10,15 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
-import numpy as np
-from numpy.typing import NDArray
-
 from agentkv.segment.winnow import anchors
 from agentkv.tokenization import ChatTokenizer, GeneratedText, Splice, Splicer
 
 _ANCHORS_A_TEXT = 4
 _TEXTS_AN_ANCHOR = 8
-_FILTER_SIZE = 1 << 13
 
 
 @dataclass(slots=True)
@@ -27,8 +23,6 @@ class _Tenant:
 
     texts: OrderedDict[str, GeneratedText] = field(default_factory=OrderedDict)
     by_anchor: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
-    # How many anchors fall on each number modulo the size: rules most anchors of a long message out at once.
-    filter: NDArray[np.int32] = field(default_factory=lambda: np.zeros(_FILTER_SIZE, np.int32))
 
 
 class GeneratedMemory:
@@ -94,7 +88,6 @@ class GeneratedMemory:
                 texts = known.by_anchor.setdefault(anchor, [])
                 texts.append((generated.text, place))
                 del texts[:-_TEXTS_AN_ANCHOR]
-                known.filter[anchor % _FILTER_SIZE] += 1
         while self._num_tokens > self._max_tokens and self._tenants:
             oldest_tenant, oldest = next(iter(self._tenants.items()))
             self._drop(oldest, next(iter(oldest.texts)))
@@ -105,7 +98,6 @@ class GeneratedMemory:
         num_tokens = len(known.texts.pop(text).token_ids)
         self._num_tokens -= num_tokens
         for _, anchor in _rarest(text) if num_tokens >= self._min_part_tokens else ():
-            known.filter[anchor % _FILTER_SIZE] -= 1
             left = [item for item in known.by_anchor.get(anchor, ()) if item[0] != text]
             if left:
                 known.by_anchor[anchor] = left
@@ -128,8 +120,7 @@ def _find(known: _Tenant, text: str) -> list[Splice]:
         return []
     hits: set[tuple[int, str]] = set()
     places, hashes = anchors(text)
-    likely = known.filter[hashes % np.uint64(_FILTER_SIZE)] > 0
-    for place, anchor in zip(places[likely].tolist(), hashes[likely].tolist(), strict=True):
+    for place, anchor in zip(places.tolist(), hashes.tolist(), strict=True):
         for inner, offset in known.by_anchor.get(anchor, ()):
             start = place - offset
             if start >= 0 and (start, inner) not in hits and text.startswith(inner, start):
