@@ -173,6 +173,8 @@ class Service:
             end = self._tokenizer.end_of_turn_id
             forced = self._tokenizer.encode(chat.forced_reply) + (() if end is None else (end,))
         room = self.context_length - len(prompt.token_ids)
+        if forced is not None and len(forced) > room:
+            raise ContextTooLong(f"the forced reply has {len(forced)} tokens, and the prompt leaves room for {room}")
         return Request(
             request_id=f"chat-{next(self._ids)}",
             token_ids=prompt.token_ids,

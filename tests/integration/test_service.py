@@ -259,6 +259,11 @@ def test_wrong_requests_are_refused_at_once(service: Service, options: dict, mes
         service.submit(ChatRequest(messages=messages("You read.", "x"), **options))
 
 
+def test_a_forced_reply_that_does_not_fit_is_refused_at_once(service: Service) -> None:
+    with pytest.raises(ContextTooLong, match="leaves room for"):
+        service.submit(ChatRequest(messages=messages("You write.", "x"), forced_reply=REPORT * 200))
+
+
 def test_kv_memory_too_small_for_a_prompt_or_for_anything(small_model) -> None:
     with Service.open(small_model("qwen2"), ServiceConfig(kv_memory=200_000)) as service:
         with pytest.raises(ContextTooLong, match="at most"):
