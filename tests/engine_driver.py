@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.errors import EngineError
-from agentkv_engine.request import FinishReason, Request, SamplingParams, TokenSources
+from agentkv_engine.request import FinishReason, Request, ReuseMode, SamplingParams, TokenSources
 from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, Resident, ReuseView
 
 VOCABULARY_SIZE = 460
+ONE = SamplingParams(max_tokens=1)
 
 
 @dataclass(slots=True)
@@ -101,4 +103,22 @@ def span_of(resident: Resident, start: int, *, first: int = 0, length: int | Non
         unseen=((0, start),) if start else (),
         num_gone=1,
         hops=resident.hops,
+    )
+
+
+def engine_of(decoder, num_blocks: int, **options) -> Engine:
+    """An engine whose pool has so many blocks."""
+    block_bytes = 16 * decoder.config.kv_values_per_token * 4
+    return Engine(decoder, EngineConfig(kv_memory=num_blocks * block_bytes, **options))
+
+
+def screened(request_id: str, prompt, *spans, plan=None, **options) -> Request:
+    """A request that reads spans, repaired by `plan` (default: not at all)."""
+    return Request(
+        request_id=request_id,
+        token_ids=prompt,
+        mode=ReuseMode.SCREENED,
+        spans=spans,
+        selector=plan or FixedPlan({}),
+        **{"sampling": ONE, **options},
     )
