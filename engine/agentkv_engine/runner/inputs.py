@@ -64,6 +64,8 @@ class InputBuilder:
         for number, item in enumerate(items):
             mine = order.owner_N == number
             positions, residence = order.positions_N[mine], item.sequence.held
+            complete = residence.table.has_keys_before(int(positions.max()) + 1)
+            assert complete or residence.probe is not None, "a row would miss keys before it"
             slots[mine] = residence.own_P[positions]
             offsets[mine] = residence.table.offsets_at(positions)
             known = item.sequence.token_ids

@@ -80,7 +80,7 @@ class Admission:
         residence.probe = None
         observation = Observation(positions=probe.positions, attention_LRP=probe.record_LRP)
         self._make_plan(seq, observation)
-        self._queue_planned(seq, num_done=self._first_reused(residence.view))
+        self._queue_planned(seq, num_done=_first_reused(residence.view))
 
     def index(self, seq: Sequence, *, num_tokens: int) -> None:
         """Put the full blocks of the first `num_tokens` computed positions into the prefix index."""
@@ -182,20 +182,11 @@ class Admission:
             positions=probe.positions,
             record_LRP=torch.zeros(probe.depth, len(observed), view.num_tokens, device=self._device),
         )
-        final = np.arange(view.num_prefix, self._first_reused(view))
+        final = np.arange(view.num_prefix, _first_reused(view))
         positions = np.union1d(final, observed)
         depths = np.where(np.isin(positions, final), view.num_layers, self._levels.round_up(np.asarray([probe.depth])))
         seq.queue = Rows.of(positions, depths, np.isin(positions, observed))
         seq.phase = Phase.PROBING
-
-    def _first_logits(self, seq: Sequence) -> int:
-        """The first position whose logits are wanted: it and those after it must have rows, whatever could be read."""
-        if seq.request.forced_output is not None and seq.request.return_logits:
-            return min(seq.num_prompt - 1 + seq.num_emitted, seq.num_to_forward - 1)
-        return seq.num_to_forward - 1
-
-    def _first_reused(self, view: ReuseView) -> int:
-        return min([span.start for span in view.spans], default=view.num_prefix)
 
     def _queue_planned(self, seq: Sequence, *, num_done: int) -> None:
         """Queue fresh and planned rows, in order of position, leaving out the first `num_done` fresh ones."""
@@ -212,8 +203,8 @@ class Admission:
         planned_P[[seq.num_prompt - 1, seq.num_to_forward - 1]] = num_layers
         depths_P[reused_P] = planned_P[reused_P]
         wanted_P[reused_P] = depths_P[reused_P] > 0
-        wanted_P[self._first_logits(seq) : seq.num_to_forward] = True
-        depths_P[self._first_logits(seq) : seq.num_to_forward] = num_layers
+        wanted_P[_first_logits(seq) : seq.num_to_forward] = True
+        depths_P[_first_logits(seq) : seq.num_to_forward] = num_layers
         wanted_P[seq.num_to_forward :] = False
         positions = np.flatnonzero(wanted_P)
         seq.queue = Rows.of(positions, depths_P[positions])
@@ -240,6 +231,17 @@ class Admission:
             computed=seq.num_prompt - prefix - reused - repaired,
             spans=tuple((span.start, span.end) for span in view.spans if span.handle is not None),
         )
+
+
+def _first_logits(seq: Sequence) -> int:
+    """The first position whose logits are wanted: it and those after it must have rows, whatever could be read."""
+    if seq.request.forced_output is not None and seq.request.return_logits:
+        return min(seq.num_prompt - 1 + seq.num_emitted, seq.num_to_forward - 1)
+    return seq.num_to_forward - 1
+
+
+def _first_reused(view: ReuseView) -> int:
+    return min([span.start for span in view.spans], default=view.num_prefix)
 
 
 def _mask_of(spans: Ordered[PlacedSpan], size: int) -> np.ndarray:

@@ -33,7 +33,7 @@ def changed_notice(agents: Sequence[str], selector: str) -> Panel:
     words = (
         f"With reuse {' and '.join(agents)} did not reply as with full prefill. {selector} repairs a share of the rows "
         "only, and may miss what is found by way of another report. So `agentkv serve` reads exact prefixes only, "
-        "unless told otherwise. --selector repair_all shows full repair."
+        "unless told otherwise. A rule that would repair nearly all is not worth its probe: then all is computed."
     )
     return Panel(words, title="the replies differ", border_style="yellow")
 
