@@ -13,12 +13,14 @@ from agentkv.screening.selectors.random_rows import RandomRows
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.repair_boundary import RepairBoundary
 from agentkv.screening.selectors.repair_none import RepairNone
+from agentkv.screening.selectors.tail_rows import TailRows
 
 SELECTORS: Mapping[str, type[BudgetedSelector]] = MappingProxyType(
     {
         "repair_none": RepairNone,
         "repair_all": RepairAll,
         "repair_boundary": RepairBoundary,
+        "tail_rows": TailRows,
         "query_attention": QueryAttention,
         "random_rows": RandomRows,
     }

@@ -1,0 +1,98 @@
+"""`agentkv eval accuracy`, once its options are read: load, ask, write, print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from agentkv.errors import ConfigError
+from agentkv_engine.config import EngineConfig
+from agentkv_engine.engine import Engine
+from agentkv_evals.accuracy.arms import FULL
+from agentkv_evals.accuracy.cases import case_id, make_case
+from agentkv_evals.accuracy.drive import Driver
+from agentkv_evals.accuracy.grade import Ask, Grader
+from agentkv_evals.accuracy.provenance import provenance
+from agentkv_evals.accuracy.rows import Row, RowFile
+from agentkv_evals.accuracy.settings import Settings
+from agentkv_evals.accuracy.show import LEGEND, answers_table, costs_table, progress_bar, split_table
+from agentkv_evals.accuracy.summary import summarise
+from agentkv_evals.training.encode import END_ID, START_ID, Encoder
+
+ROWS_FILE = "rows.jsonl"
+
+_REQUESTS_AN_ITEM = 4
+"""So many requests at once take in one more item: decodes of several items share a step, and few authors are kept."""
+
+
+def run_accuracy(settings: Settings, console: Console) -> list[Row]:
+    """Measure what is not measured yet, and print the comparison; returns the rows that were asked for.
+
+    Raises:
+        AgentKVError: what is wrong with a setting, the model or an earlier result.
+        EngineError: the engine refuses the model or a request.
+    """
+    tokenizer = _load_tokenizer(settings.model)
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"can't write to --out {settings.out}: {error}. Give a folder.") from error
+    run = provenance(settings.model, device=settings.device, batch=settings.batch)
+    results = RowFile(settings.out / ROWS_FILE, run)
+    _measure(settings, results, Encoder(tokenizer), tokenizer, console)
+    names = {FULL, *(arm.name for arm in settings.arms)}
+    items = {case_id(cell, seed) for cell, seed in settings.seeded}
+    rows = [row for row in results.rows if row.item in items and row.arm in names]
+    _print(rows, console)
+    return rows
+
+
+def _measure(settings: Settings, results: RowFile, encoder: Encoder, tokenizer: Tokenizer, console: Console) -> None:
+    config = EngineConfig(kv_memory=settings.kv_memory, max_sequences=settings.batch, device=settings.device)
+    driver = Driver(Engine.from_directory(settings.model, config), settings.batch)
+    digits = frozenset(tokenizer.encode(digit, add_special_tokens=False).ids[0] for digit in "0123456789")
+    grader = Grader(driver, digits=digits, run=results.run)
+    with progress_bar(console) as progress:
+        task = progress.add_task("", total=len(settings.seeded))
+        for asks in _groups(settings, results, encoder):
+            progress.update(task, description=asks[0].case.cell.family)
+            results.append(grader.grade([ask for ask in asks if ask.arms]))
+            progress.advance(task, len(asks))
+
+
+def _groups(settings: Settings, results: RowFile, encoder: Encoder) -> Iterator[list[Ask]]:
+    """The items, some at a time, each with the arms that are missing."""
+    size = max(settings.batch // _REQUESTS_AN_ITEM, 1)
+    seeded, done = settings.seeded, results.done
+    for first in range(0, len(seeded), size):
+        yield [
+            Ask(
+                case=make_case(cell, seed, encoder),
+                arms=tuple(arm for arm in settings.arms if (case_id(cell, seed), arm.name) not in done),
+            )
+            for cell, seed in seeded[first : first + size]
+        ]
+
+
+def _load_tokenizer(model: Path) -> Tokenizer:
+    path = model / "tokenizer.json"
+    if not path.is_file():
+        raise ConfigError(f"{model} holds no tokenizer.json: give a Hugging Face model directory")
+    tokenizer = Tokenizer.from_file(str(path))
+    marks = (tokenizer.token_to_id("<|im_start|>"), tokenizer.token_to_id("<|im_end|>"))
+    if marks != (START_ID, END_ID):
+        raise ConfigError(
+            f"{model} has another tokenizer than the repository's model: the task `worlds` is written for that one"
+        )
+    return tokenizer
+
+
+def _print(rows: Sequence[Row], console: Console) -> None:
+    console.print(LEGEND, style="dim")
+    summaries = summarise(rows)
+    console.print(answers_table(summaries), costs_table(summaries))
+    for attribute in ("family", "depth", "topology", "question"):
+        console.print(split_table(rows, attribute))
