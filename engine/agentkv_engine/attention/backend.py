@@ -1,12 +1,17 @@
 """The protocol of attention back ends, and the one place that chooses among them."""
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from importlib.util import find_spec
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from agentkv_engine.attention.rows import SequenceRows
+from agentkv_engine.attention.sdpa import SdpaBackend
 from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.model.model_config import ModelConfig
+from agentkv_engine.model.rope import RotaryEmbedding
 
 Prepared = TypeVar("Prepared")
 
@@ -31,3 +36,22 @@ class AttentionBackend(Protocol[Prepared]):
             [attending rows, heads, head_dim], the dtype of the queries.
         """
         ...
+
+
+def choose_backend(
+    config: ModelConfig, rope: RotaryEmbedding, dtype: torch.dtype, device: str
+) -> AttentionBackend[Any]:
+    """Triton's kernels on CUDA, where Triton is installed and the heads suit them; else torch's attention."""
+    powers = config.head_dim >= 16 and config.head_dim & (config.head_dim - 1) == 0
+    if torch.device(device).type != "cuda" or not powers or find_spec("triton") is None:
+        return SdpaBackend(rope, device)
+    from agentkv_engine.attention.triton_rows import TritonRows  # noqa: PLC0415 (Triton comes with torch for CUDA)
+
+    return TritonRows(
+        rope,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=dtype,
+        device=device,
+    )
