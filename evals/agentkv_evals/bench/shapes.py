@@ -1,0 +1,91 @@
+"""Models of random weights, made where they run: no checkpoint is read."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from agentkv_engine.model.decoder import Decoder
+from agentkv_engine.model.model_config import ModelConfig, RopeConfig
+from agentkv_engine.model.rope import RotaryEmbedding
+
+STD = 0.02
+
+_COMMON: dict[str, Any] = {
+    "architecture": "LlamaForCausalLM",
+    "norm_eps": 1e-5,
+    "qkv_bias": False,
+    "output_bias": False,
+    "mlp_bias": False,
+}
+_LLAMA3_ROPE = RopeConfig(
+    rope_type="llama3",
+    theta=500_000.0,
+    parameters={
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+)
+
+SHAPES: dict[str, ModelConfig] = {
+    "llama-3.1-8b": ModelConfig(
+        **_COMMON,
+        tied_embeddings=False,
+        num_layers=32,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=128_256,
+        rope=_LLAMA3_ROPE,
+        context_length=131_072,
+    ),
+    # Its sizes, without the norms of queries and keys that Qwen3 has and the engine does not.
+    "qwen3-0.6b-like": ModelConfig(
+        **_COMMON,
+        tied_embeddings=True,
+        num_layers=28,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=151_936,
+        rope=RopeConfig(rope_type="default", theta=1_000_000.0, parameters={}),
+        context_length=40_960,
+    ),
+    "small": ModelConfig(
+        **_COMMON,
+        tied_embeddings=False,
+        num_layers=4,
+        hidden_size=256,
+        intermediate_size=768,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=32,
+        vocab_size=1024,
+        rope=RopeConfig(rope_type="default", theta=10_000.0, parameters={}),
+        context_length=131_072,
+    ),
+}
+
+
+def random_decoder(config: ModelConfig, *, dtype: torch.dtype, device: str, seed: int) -> Decoder:
+    """A decoder of normal random weights, drawn on the device."""
+    rope = RotaryEmbedding(config.rope, config.head_dim).to(device)
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    decoder = decoder.to(dtype).to_empty(device=device)
+    decoder.rope = rope
+    if config.tied_embeddings:
+        decoder.head.weight = decoder.embedding.weight
+    generator = torch.Generator(device=device).manual_seed(seed)
+    for parameter in decoder.requires_grad_(False).parameters():
+        if parameter.dim() == 1:  # norms
+            nn.init.ones_(parameter)
+        else:
+            parameter.normal_(std=STD, generator=generator)
+    return decoder.eval()
