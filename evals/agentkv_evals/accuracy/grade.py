@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from agentkv.errors import ConfigError
+from agentkv_engine.errors import UnknownHandle
 from agentkv_engine.request import Request, ReuseMode, SamplingParams
 from agentkv_engine.reuse import PlacedSpan
 from agentkv_evals.accuracy.arms import FULL, Arm
@@ -67,7 +69,8 @@ class Grader:
             )
         finally:
             for handle in handles.values():
-                self._driver.engine.release(handle)
+                with suppress(UnknownHandle):  # evicted; the reply that missed it says so
+                    self._driver.engine.release(handle)
         rows: list[Row] = []
         for ask in asks:
             rows += self._rows(ask, full[ask.case.case_id], forced, right)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from agentkv.embedded import model_directory
 from agentkv.errors import ConfigError
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
@@ -16,13 +17,14 @@ from agentkv_evals.accuracy.cases import case_id, make_case
 from agentkv_evals.accuracy.drive import Driver
 from agentkv_evals.accuracy.grade import Ask, Grader
 from agentkv_evals.accuracy.provenance import provenance
+from agentkv_evals.accuracy.report import SPLITS, html
 from agentkv_evals.accuracy.rows import Row, RowFile
 from agentkv_evals.accuracy.settings import Settings
-from agentkv_evals.accuracy.show import LEGEND, answers_table, costs_table, progress_bar, split_table
-from agentkv_evals.accuracy.summary import summarise
-from agentkv_evals.training.encode import END_ID, START_ID, Encoder
+from agentkv_evals.accuracy.show import ANSWERS, COSTS, LEGEND, answers, arms_table, costs, progress_bar, split_table
+from agentkv_evals.accuracy.summary import split, summarise
+from agentkv_evals.training.encode import Encoder
 
-ROWS_FILE = "rows.jsonl"
+ROWS_FILE, REPORT_FILE = "rows.jsonl", "report.html"
 
 _REQUESTS_AN_ITEM = 4
 """So many requests at once take in one more item: decodes of several items share a step, and few authors are kept."""
@@ -47,6 +49,9 @@ def run_accuracy(settings: Settings, console: Console) -> list[Row]:
     items = {case_id(cell, seed) for cell, seed in settings.seeded}
     rows = [row for row in results.rows if row.item in items and row.arm in names]
     _print(rows, console)
+    report = settings.out / REPORT_FILE
+    report.write_text(html(rows), encoding="utf-8")
+    console.print(f"Rows: {settings.out / ROWS_FILE}; report: {report}", soft_wrap=True)
     return rows
 
 
@@ -82,8 +87,8 @@ def _load_tokenizer(model: Path) -> Tokenizer:
     if not path.is_file():
         raise ConfigError(f"{model} holds no tokenizer.json: give a Hugging Face model directory")
     tokenizer = Tokenizer.from_file(str(path))
-    marks = (tokenizer.token_to_id("<|im_start|>"), tokenizer.token_to_id("<|im_end|>"))
-    if marks != (START_ID, END_ID):
+    ours = Tokenizer.from_file(str(model_directory() / "tokenizer.json"))
+    if tokenizer.get_vocab() != ours.get_vocab():
         raise ConfigError(
             f"{model} has another tokenizer than the repository's model: the task `worlds` is written for that one"
         )
@@ -93,6 +98,7 @@ def _load_tokenizer(model: Path) -> Tokenizer:
 def _print(rows: Sequence[Row], console: Console) -> None:
     console.print(LEGEND, style="dim")
     summaries = summarise(rows)
-    console.print(answers_table(summaries), costs_table(summaries))
-    for attribute in ("family", "depth", "topology", "question"):
-        console.print(split_table(rows, attribute))
+    console.print(arms_table(summaries, ANSWERS, answers), arms_table(summaries, COSTS, costs))
+    for attribute in SPLITS:
+        if len(split(rows, attribute)) > 1:
+            console.print(split_table(rows, attribute))

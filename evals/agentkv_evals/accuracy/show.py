@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,8 +20,8 @@ LEGEND = (
     "forced; judge: same candidate chosen; TTFT: full prefill's over the arm's, median (says something with --batch 1)."
 )
 
-_ANSWERS = ("items", "work", "right", "loss", "same", "judge")
-_COSTS = ("top-1", "KL", "probe", "look", "repair", "fresh", "TTFT")
+ANSWERS = ("items", "work", "right", "loss", "same", "judge")
+COSTS = ("top-1", "KL", "probe", "look", "repair", "fresh", "TTFT")
 
 
 def progress_bar(console: Console) -> Progress:
@@ -38,34 +38,36 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-def answers_table(summaries: Iterable[ArmSummary]) -> Table:
-    """What became of the answers, one row an arm."""
-    result = figures_table("arm", _ANSWERS)
-    for each in summaries:
-        loss = each.loss
-        result.add_row(
-            each.arm,
-            str(each.items),
-            f"{each.work:.1%}",
-            f"{each.accuracy:.1%}",
-            f"{100 * loss.mean:+.1f} [{100 * loss.low:+.1f},{100 * loss.high:+.1f}]",
-            percent(each.exact),
-            "-" if each.same_choice is None else percent(each.same_choice),
-        )
-    return result
+def answers(each: ArmSummary) -> tuple[str, ...]:
+    """What became of an arm's answers, under `ANSWERS`."""
+    loss = each.loss
+    return (
+        str(each.items),
+        f"{each.work:.1%}",
+        f"{each.accuracy:.1%}",
+        f"{100 * loss.mean:+.1f} [{100 * loss.low:+.1f},{100 * loss.high:+.1f}]",
+        percent(each.exact),
+        "-" if each.same_choice is None else percent(each.same_choice),
+    )
 
 
-def costs_table(summaries: Iterable[ArmSummary]) -> Table:
-    """Distance from full prefill and the parts of the work, one row an arm."""
-    result = figures_table("arm", _COSTS)
+def costs(each: ArmSummary) -> tuple[str, ...]:
+    """An arm's distance from full prefill and the parts of its work, under `COSTS`."""
+    return (
+        percent(each.fidelity.agreement),
+        small(each.fidelity.mean_kl),
+        *(f"{part:.1%}" for part in (each.probe, each.screening, each.repair, each.fresh)),
+        f"{each.ttft_ratio:.2f}x",
+    )
+
+
+def arms_table(
+    summaries: Iterable[ArmSummary], headings: Sequence[str], figures: Callable[[ArmSummary], tuple[str, ...]]
+) -> Table:
+    """One row an arm."""
+    result = figures_table("arm", headings)
     for each in summaries:
-        result.add_row(
-            each.arm,
-            percent(each.fidelity.agreement),
-            small(each.fidelity.mean_kl),
-            *(f"{part:.1%}" for part in (each.probe, each.screening, each.repair, each.fresh)),
-            f"{each.ttft_ratio:.2f}x",
-        )
+        result.add_row(each.arm, *figures(each))
     return result
 
 

@@ -1,0 +1,215 @@
+"""The accuracy suite's parts that need no model: items as engines see them, intervals, rows on disk, the page."""
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from tokenizers import Tokenizer
+
+from agentkv.embedded import model_directory
+from agentkv.errors import AgentKVError, ConfigError, InvalidRequest
+from agentkv_evals.accuracy.arms import DEFAULT_RULES, make_arms
+from agentkv_evals.accuracy.bootstrap import paired
+from agentkv_evals.accuracy.cases import Cell, make_case
+from agentkv_evals.accuracy.options import chosen
+from agentkv_evals.accuracy.provenance import is_same_run, provenance
+from agentkv_evals.accuracy.report import html
+from agentkv_evals.accuracy.rows import Row, RowFile
+from agentkv_evals.accuracy.settings import Settings
+from agentkv_evals.accuracy.summary import summarise
+from agentkv_evals.training.encode import Encoder
+
+RUN = {"code": "abc", "commit": "one", "batch": 16}
+
+
+def row(arm: str = "full", seed: int = 0, **changes: object) -> Row:
+    base = Row(
+        family="chain",
+        depth=1,
+        topology="parallel",
+        question="last",
+        seed=seed,
+        arm=arm,
+        right=True,
+        exact=True,
+        positions=10,
+        mismatched=0,
+        ties=0,
+        kl_sum=0.0,
+        same_choice=None,
+        prompt=100,
+        reused=50,
+        layers=4,
+        probe=0,
+        repair=0,
+        screening=0,
+        fresh=200,
+        seconds=0.1,
+        run=RUN,
+    )
+    return replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(Tokenizer.from_file(str(model_directory() / "tokenizer.json")))
+
+
+@pytest.mark.parametrize("topology", ["parallel", "chain", "debate"])
+@pytest.mark.parametrize("question", ["last", "first"])
+def test_messages_stand_where_the_prompt_has_them(encoder, topology, question):
+    case = make_case(Cell(family="chain", depth=2, topology=topology, question=question), 200_000, encoder)
+    assert len(case.messages) >= 3
+    for message in case.messages:
+        assert case.prompt[message.start : message.start + len(message.content)] == message.content
+
+
+def test_what_an_author_saw_is_neither_unseen_nor_gone(encoder):
+    def messages(topology):
+        return make_case(Cell(family="chain", depth=2, topology=topology, question="last"), 200_001, encoder).messages
+
+    for message in messages("parallel"):
+        assert message.unseen == ((0, message.start),)
+        assert message.num_gone == len(message.context)
+    chain = messages("chain")
+    first = chain[0]
+    for earlier, message in pairwise(chain):
+        system = message.unseen[0]
+        assert message.unseen == (system, (earlier.start + len(earlier.content) + 2, message.start))
+        assert system[1] < first.start  # the header of the first message was seen
+        assert message.num_gone < len(message.context) - sum(len(m.content) for m in chain if m.start < message.start)
+
+
+def test_seen_blocks_are_the_same_tokens_for_author_and_reader(encoder):
+    case = make_case(Cell(family="chain", depth=2, topology="chain", question="last"), 200_001, encoder)
+    for message in case.messages[1:]:
+        seen = case.prompt[message.unseen[0][1] : message.unseen[1][0]]
+        text = " ".join(map(str, message.context))
+        assert " ".join(map(str, seen)) in text
+
+
+def test_intervals_of_known_differences():
+    none = paired([0.0] * 50)
+    assert (none.mean, none.low, none.high) == (0, 0, 0)
+    always = paired([-1.0] * 50)
+    assert (always.low, always.high) == (-1, -1)
+    mixed = paired([-1.0] * 10 + [0.0] * 90)
+    # The mean of 100 draws at 10%: about 0.1 plus or minus 1.96 * 0.03.
+    assert mixed.mean == pytest.approx(-0.1)
+    assert mixed.low == pytest.approx(-0.16, abs=0.015)
+    assert mixed.high == pytest.approx(-0.045, abs=0.015)
+    assert paired([-1.0] * 10 + [0.0] * 90) == mixed
+    assert paired([-1.0] * 10 + [0.0] * 90, seed=1) != mixed
+
+
+def test_no_differences_have_no_interval():
+    with pytest.raises(ValueError, match="at least one pair"):
+        paired([])
+
+
+def test_an_arm_beside_full_prefill():
+    rows = [row(seed=n, right=n < 3, seconds=0.2) for n in range(4)]
+    rule = {"probe": 8, "repair": 30, "screening": 2, "kl_sum": 1.0, "mismatched": 1, "exact": False}
+    rows += [row("rule", n, right=n < 2, **rule) for n in range(4)]
+    full, other = summarise(rows)
+    assert (full.work, full.exact, full.loss.mean) == (0, 1, 0)
+    assert other.work == pytest.approx(40 / (50 * 4))
+    assert (other.probe, other.repair, other.screening, other.fresh) == pytest.approx((0.04, 0.15, 0.01, 0.5))
+    assert other.accuracy == 0.5
+    assert other.loss.mean == -0.25
+    assert other.fidelity.agreement == pytest.approx(0.9)
+    assert other.kl_an_item == pytest.approx(0.1)
+    assert other.ttft_ratio == pytest.approx(2)
+    assert other.same_choice is None
+
+
+def test_judges_are_asked_for_their_choice():
+    judged = [row("rule", n, family="judge", same_choice=n > 0) for n in range(4)]
+    rows = [row(seed=n, family="judge", same_choice=True) for n in range(4)] + judged
+    assert [each.same_choice for each in summarise(rows)] == [1, 0.75]
+
+
+def test_rows_survive_and_count_as_done_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    RowFile(path, RUN).append([row(), row("rule")])
+    again = RowFile(path, RUN | {"commit": "two"})
+    assert again.rows == [row(), row("rule")]
+    again.append([row(), row("rule", 1)])
+    assert [(r.arm, r.seed) for r in RowFile(path, RUN).rows] == [("full", 0), ("rule", 0), ("rule", 1)]
+
+
+def test_rows_of_other_code_do_not_count(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    RowFile(path, RUN).append([row()])
+    assert RowFile(path, RUN | {"code": "other"}).rows == []
+
+
+def test_a_line_that_was_cut_off_is_made_anew(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    RowFile(path, RUN).append([row(), row("rule")])
+    path.write_text(path.read_text()[:-20])
+    results = RowFile(path, RUN)
+    assert results.rows == [row()]
+    results.append([row("rule")])
+    assert RowFile(path, RUN).rows == [row(), row("rule")]
+
+
+def test_something_else_than_rows_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"family": "chain"}\n')
+    with pytest.raises(ConfigError, match="another --out"):
+        RowFile(path, RUN)
+
+
+def test_what_a_run_depends_on():
+    run = provenance(model_directory(), device="cpu", batch=16)
+    assert run["task_version"].startswith("worlds-")
+    assert re.fullmatch("[0-9a-f]{16}", run["model_hash"])
+    assert is_same_run(run, run | {"commit": "another"})
+    assert not is_same_run(run, run | {"model_hash": "another"})
+
+
+def test_the_page_needs_nothing_from_elsewhere():
+    rows = [row(arm, n, family=family) for arm in ("full", "<rule>(1)") for n in range(2) for family in ("a", "b")]
+    page = html(rows)
+    assert re.findall(r"(?:src|href)=['\"](?!data:)", page) == []
+    assert "://" not in page
+    assert page.count("data:image/svg+xml;base64,") == 2
+    assert "&lt;rule&gt;(1)" in page
+    assert "<rule>" not in page
+    assert "By family" in page
+    assert "By depth" not in page
+
+
+def test_arms_are_named_by_their_rules():
+    assert [arm.name for arm in make_arms(["tail_rows(16)", "tail_rows", "repair_none"])] == [
+        "tail_rows(16)",
+        "repair_none",
+    ]
+    assert len(make_arms(DEFAULT_RULES)) == len(DEFAULT_RULES)
+    with pytest.raises(InvalidRequest, match="no such rule"):
+        make_arms(["psychic(1)"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"families": "chain,fairy"}, "'fairy'"),
+        ({"depths": "9"}, "'9'"),
+        ({"families": "lookup", "depths": "3"}, "families' depths"),
+        ({"topology": "ring"}, "parallel, chain, debate"),
+        ({"question": "never"}, "last, first"),
+        ({"rules": ["psychic"]}, "no such rule"),
+        ({"kv_memory": "much"}, "kv_memory"),
+    ],
+)
+def test_options_that_can_not_be_used_are_named(tmp_path, changes, message):
+    with pytest.raises(AgentKVError, match=re.escape(message)):
+        Settings.of(out=tmp_path, **changes)
+
+
+def test_lists_of_options():
+    assert chosen(None, ("a", "b"), "--x") == ["a", "b"]
+    assert chosen("b, a,b", ("a", "b"), "--x") == ["b", "a"]
+    assert chosen("2", (1, 2), "--x") == [2]
