@@ -140,17 +140,8 @@ def _record(engine: Engine, length: int, arm: Arm, full: Arm, rates: Rates, weig
 
 def _table(records: Sequence[dict[str, Any]], length: int) -> Table:
     table = Table(title=f"time to first token, {length} tokens (ms; rows: row-layers; floor: roofline)", padding=(0, 0))
-    for title in (
-        "arm",
-        "TTFT ms",
-        "min..max",
-        "steps ms",
-        "times faster",
-        "min..max",
-        "row-layers",
-        "floor ms",
-        "share",
-    ):
+    titles = "arm", "TTFT", "min..max", "steps", "faster", "min..max", "rows", "floor", "share"
+    for title in titles:
         table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
     for record in records:
         ttft, faster = record["ttft_ms"], record["times_faster"]
