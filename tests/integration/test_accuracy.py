@@ -70,7 +70,9 @@ def test_a_run_goes_on_where_it_ended(measured, monkeypatch):
     out, rows, _ = measured
     asked = []
     grade = accuracy.Grader.grade
-    monkeypatch.setattr(accuracy.Grader, "grade", lambda self, asks: asked.extend(asks) or grade(self, asks))
+    monkeypatch.setattr(
+        accuracy.Grader, "grade", lambda self, asks, hops: asked.extend(asks) or grade(self, asks, hops)
+    )
     assert measure(settings(out))[0] == rows
     assert asked == []
     more, _ = measure(settings(out, items=9, rules=["repair_none"]))
@@ -84,6 +86,19 @@ def test_where_every_author_saw_all_careless_reuse_is_close(tmp_path):
     full, careless = summarise(rows)
     assert careless.exact >= 0.75
     assert full.items == 4
+
+
+def test_a_reply_is_passed_on_with_the_keys_of_its_own_arm(tmp_path):
+    wanted = settings(tmp_path, items=3, hops=3)
+    rows, shown = measure(wanted)
+    assert [row.hop for row in rows if row.arm == "full"] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    repaired = [row for row in rows if row.arm == "repair_all"]
+    assert all(row.exact for row in repaired)
+    first, second = (next(row for row in repaired if row.hop == hop) for hop in (1, 2))
+    assert second.messages == first.messages + 1
+    assert second.reused > first.reused
+    assert "by hop" in shown
+    assert measure(wanted)[0] == rows
 
 
 def test_an_evicted_message_is_no_result(tmp_path):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from agentkv_engine.reuse import PlacedSpan
+from agentkv_engine.reuse import PlacedSpan, Resident
 from agentkv_evals.training.encode import Encoder
 from agentkv_evals.training.reuse import pieces
 from agentkv_evals.worlds.build import DEPTHS, make_item
 from agentkv_evals.worlds.item import Item, QuestionPosition, Topology
 from agentkv_evals.worlds.item import Message as ChatMessage
+
+_CLOSING = 2
+"""Tokens behind a message's content: its end token and a newline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +48,15 @@ class Message:
     unseen: tuple[tuple[int, int], ...]
     num_gone: int
 
-    def span(self, handle: int) -> PlacedSpan:
-        """The message read from a resident that holds its content."""
+    def span(self, resident: Resident) -> PlacedSpan:
+        """The message read from the resident that holds its content."""
         return PlacedSpan(
             start=self.start,
             end=self.start + len(self.content),
-            handle=handle,
+            handle=resident.handle,
             unseen=self.unseen,
             num_gone=self.num_gone,
+            hops=resident.hops,
         )
 
 
@@ -65,7 +69,11 @@ class Case:
         seed: which of its kind.
         prompt: the reader's, with the generation prompt.
         right: the right reply with its end token.
-        messages: those that the reader reads, in order.
+        messages: those that the reader reads, in order; behind the first hop the last one is the reply before.
+        asked: the first hop's prompt.
+        head: tokens of it up to where a reply would stand that is passed on: behind the messages.
+        wrapping: what stands before and behind the content of such a reply.
+        hop: 1, or one more than the hop whose reply is read.
     """
 
     cell: Cell
@@ -73,16 +81,51 @@ class Case:
     prompt: tuple[int, ...]
     right: tuple[int, ...]
     messages: tuple[Message, ...]
+    asked: tuple[int, ...]
+    head: int
+    wrapping: tuple[tuple[int, ...], tuple[int, ...]]
+    hop: int = 1
 
     @property
     def case_id(self) -> str:
         """Names it in results and requests."""
-        return case_id(self.cell, self.seed)
+        return case_id(self.cell, self.seed, self.hop)
+
+    @property
+    def item_id(self) -> str:
+        """Names the item, whatever the hop."""
+        return case_id(self.cell, self.seed, 0)
+
+    @property
+    def authored(self) -> tuple[Message, ...]:
+        """The messages of the item; not a reply that was passed on."""
+        return self.messages if self.hop == 1 else self.messages[:-1]
+
+    def passed_on(self, reply: tuple[int, ...]) -> Case:
+        """The next hop: the same is asked of an agent that also reads this reply (with its end token), behind the rest.
+
+        The reply's author had the same instructions and messages; what followed them in its prompt is gone.
+        """
+        before, behind = self.wrapping
+        start = self.head + len(before)
+        message = Message(
+            context=self.prompt,
+            content=reply[:-1],
+            start=start,
+            unseen=((self.head, start),),
+            num_gone=len(self.prompt) - self.head,
+        )
+        return replace(
+            self,
+            prompt=(*self.asked[: self.head], *before, *message.content, *behind, *self.asked[self.head :]),
+            messages=(*self.authored, message),
+            hop=self.hop + 1,
+        )
 
 
-def case_id(cell: Cell, seed: int) -> str:
-    """Names an item in results and requests."""
-    return f"{cell.family}/{cell.depth}/{cell.topology}/{cell.question}/{seed}"
+def case_id(cell: Cell, seed: int, hop: int = 1) -> str:
+    """Names an item, at a hop, in results and requests."""
+    return f"{cell.family}/{cell.depth}/{cell.topology}/{cell.question}/{seed}/{hop}"
 
 
 def cells(
@@ -112,8 +155,18 @@ def make_case(cell: Cell, seed: int, encoder: Encoder) -> Case:
         question_position=cell.question,
     )
     prompt, right = encoder.item(item)
-    messages = tuple(_messages(item, encoder))
-    return Case(cell=cell, seed=seed, prompt=tuple(prompt), right=tuple(right), messages=messages)
+    tail = [] if item.instruction is None else encoder.prompt([ChatMessage(role="user", content=item.instruction)])
+    wrapped = encoder.prompt([ChatMessage(role=item.message_role, name=item.reader, content="")])
+    return Case(
+        cell=cell,
+        seed=seed,
+        prompt=tuple(prompt),
+        right=tuple(right),
+        messages=tuple(_messages(item, encoder)),
+        asked=tuple(prompt),
+        head=len(prompt) - len(tail) - len(encoder.generation_prompt()),
+        wrapping=(tuple(wrapped[:-_CLOSING]), tuple(wrapped[-_CLOSING:])),
+    )
 
 
 def _messages(item: Item, encoder: Encoder) -> Iterator[Message]:
@@ -131,11 +184,11 @@ def _messages(item: Item, encoder: Encoder) -> Iterator[Message]:
             contents.append(tuple(piece.ids))
         position += len(piece.ids)
     generation = encoder.generation_prompt()
-    # A wrapped turn lies between these: [header, content, end token, newline].
     headers = [
-        encoder.prompt([ChatMessage(role=item.message_role, name=turn.author, content="")])[:-2] for turn in item.turns
+        encoder.prompt([ChatMessage(role=item.message_role, name=turn.author, content="")])[:-_CLOSING]
+        for turn in item.turns
     ]
-    blocks = [(s - len(h), s + len(c) + 2) for s, c, h in zip(starts, contents, headers, strict=True)]
+    blocks = [(s - len(h), s + len(c) + _CLOSING) for s, c, h in zip(starts, contents, headers, strict=True)]
     for index, turn in enumerate(item.turns):
         context = (*encoder.prompt(item.author_messages(index)), *generation)
         seen = [blocks[other] for other in turn.sees]

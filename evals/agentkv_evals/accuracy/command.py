@@ -39,6 +39,9 @@ def evaluate(
     ] = "parallel",
     question: Annotated[str, typer.Option(metavar="A,B", help="Where the question stands: last, first.")] = "last",
     items: Annotated[int, typer.Option(min=1, metavar="N", help="Items of each cell.")] = 4,
+    hops: Annotated[
+        int, typer.Option(min=1, max=8, metavar="N", help="Pass each reply on to a next agent, so often in all.")
+    ] = 1,
     first_seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of a cell's first item.")] = 200_000,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu or cuda.", show_default="cpu")] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Most requests at once; 1 for times.")] = 16,
@@ -66,6 +69,7 @@ def evaluate(
         topology=topology,
         question=question,
         items=items,
+        hops=hops,
         first_seed=first_seed,
         device=device,
         batch=batch,

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agentkv.errors import ConfigError
 from agentkv_engine.errors import UnknownHandle
-from agentkv_engine.request import Request, ReuseMode, SamplingParams
-from agentkv_engine.reuse import PlacedSpan
+from agentkv_engine.reuse import Resident
 from agentkv_evals.accuracy.arms import FULL, Arm
 from agentkv_evals.accuracy.cases import Case
 from agentkv_evals.accuracy.drive import Driver, Reply
+from agentkv_evals.accuracy.requests import author_requests, full_request, reader_id, reply_id, screened_request
 from agentkv_evals.accuracy.rows import Row
 from agentkv_evals.comparison.fidelity import Fidelity, compare
-from agentkv_evals.training.encode import END_ID
-
-_SLACK = 16
-"""Tokens that a wrong reply may be longer than the right one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,62 +41,74 @@ class Grader:
         self._run = run
         self._layers = driver.engine.model_config.num_layers
 
-    def grade(self, asks: Sequence[Ask]) -> list[Row]:
-        """Rows of full prefill and of every arm asked for.
+    def grade(self, asks: Sequence[Ask], hops: int = 1) -> list[Row]:
+        """Rows of full prefill and of every arm asked for, at each hop.
+
+        Full prefill's reply is forced upon every arm and passed on to the next hop: the same tokens for all, with the
+        KV that each arm's own repairs gave them.
 
         Raises:
             ConfigError: the pool is too small for what is kept meanwhile.
         """
-        handles = self._write(asks)
-        try:
-            full = self._driver.run(_full(ask.case) for ask in asks)
-            spans = {ask.case.case_id: _placed(ask.case, handles) for ask in asks}
-            forced = self._driver.run(
-                _screened(ask.case, arm, spans[ask.case.case_id], full[ask.case.case_id].token_ids)
-                for ask in asks
-                for arm in ask.arms
-            )
-            # Where full prefill is wrong, another reply may be right: see what each arm says to the right one.
-            right = self._driver.run(
-                _screened(ask.case, arm, spans[ask.case.case_id], ask.case.right, "right/")
-                for ask in asks
-                if full[ask.case.case_id].token_ids != ask.case.right
-                for arm in ask.arms
-            )
-        finally:
-            for handle in handles.values():
-                with suppress(UnknownHandle):  # evicted; the reply that missed it says so
-                    self._driver.engine.release(handle)
+        residents: dict[str, Resident] = {}
         rows: list[Row] = []
-        for ask in asks:
-            rows += self._rows(ask, full[ask.case.case_id], forced, right)
+        try:
+            self._write(asks, residents)
+            for hop in range(1, hops + 1):
+                full = self._driver.run(full_request(ask.case) for ask in asks)
+                rows += self._hop(asks, full, residents, is_last=hop == hops)
+                replies = [full[ask.case.case_id].token_ids for ask in asks]
+                # A reply of an end token only leaves nothing to pass on.
+                asks = [
+                    replace(ask, case=ask.case.passed_on(reply))
+                    for ask, reply in zip(asks, replies, strict=True)
+                    if len(reply) > 1
+                ]
+        finally:
+            for resident in residents.values():
+                with suppress(UnknownHandle):  # evicted; the reply that missed it says so
+                    self._driver.engine.release(resident.handle)
         return rows
 
-    def _write(self, asks: Sequence[Ask]) -> dict[str, int]:
-        """Let every author read its own context and keep its message; handles by request id."""
-        lengths: dict[str, tuple[int, int]] = {}
-        requests: list[Request] = []
-        for ask in asks:
-            for index, message in enumerate(ask.case.messages):
-                request_id = _author(ask.case, index)
-                start = len(message.context)
-                lengths[request_id] = (start, start + len(message.content))
-                requests.append(
-                    Request(
-                        request_id=request_id,
-                        token_ids=(*message.context, *message.content),
-                        sampling=SamplingParams(max_tokens=1),
-                        mode=ReuseMode.OFF,
-                        tenant=request_id,
-                    )
-                )
-        handles: dict[str, int] = {}
+    def _write(self, asks: Sequence[Ask], residents: dict[str, Resident]) -> None:
+        """Let every author read its own context, and keep its message."""
+        requests = {request.request_id: request for ask in asks for request in author_requests(ask.case)}
+        contents = {
+            request_id: message.content
+            for ask in asks
+            for request_id, message in zip(
+                (request.request_id for request in author_requests(ask.case)), ask.case.authored, strict=True
+            )
+        }
 
         def keep(request_id: str) -> None:
-            handles[request_id] = self._driver.engine.keep(request_id, *lengths[request_id]).handle
+            end = len(requests[request_id].token_ids)
+            start = end - len(contents[request_id])
+            residents[request_id] = self._driver.engine.keep(request_id, start, end)
 
-        self._driver.run(requests, keep)
-        return handles
+        self._driver.run(requests.values(), keep)
+
+    def _hop(
+        self, asks: Sequence[Ask], full: Mapping[str, Reply], residents: dict[str, Resident], *, is_last: bool
+    ) -> list[Row]:
+        pairs = {reader_id(ask.case, arm): (ask.case, arm) for ask in asks for arm in ask.arms}
+
+        def keep(request_id: str) -> None:
+            case, arm = pairs[request_id]
+            start, length = len(case.prompt), len(full[case.case_id].token_ids) - 1
+            if not is_last and length > 0:
+                residents[reply_id(case, arm, case.hop)] = self._driver.engine.keep(request_id, start, start + length)
+
+        forced = self._driver.run(
+            (screened_request(case, arm, residents, full[case.case_id].token_ids) for case, arm in pairs.values()), keep
+        )
+        # Where full prefill is wrong, another reply may be right: see what each arm says to the right one.
+        right = self._driver.run(
+            screened_request(case, arm, residents, case.right, "right/")
+            for case, arm in pairs.values()
+            if full[case.case_id].token_ids != case.right
+        )
+        return [row for ask in asks for row in self._rows(ask, full[ask.case.case_id], forced, right)]
 
     def _rows(self, ask: Ask, full: Reply, forced: Mapping[str, Reply], right: Mapping[str, Reply]) -> Iterator[Row]:
         is_right = full.token_ids == ask.case.right
@@ -108,7 +116,7 @@ class Grader:
         yield self._row(ask.case, FULL, full, same, exact=True, right=is_right, same_choice=True)
         chosen = self._num_until_choice(full.token_ids)
         for arm in ask.arms:
-            reply = forced[_reader(ask.case, arm)]
+            reply = forced[reader_id(ask.case, arm)]
             _check(reply)
             said = _best(reply)
             exact = said == full.token_ids
@@ -118,7 +126,7 @@ class Grader:
                 reply,
                 compare(full.chunks, reply.chunks),
                 exact=exact,
-                right=exact if is_right else _best(right[_reader(ask.case, arm, "right/")]) == ask.case.right,
+                right=exact if is_right else _best(right[reader_id(ask.case, arm, "right/")]) == ask.case.right,
                 same_choice=said[:chosen] == full.token_ids[:chosen],
             )
 
@@ -133,6 +141,7 @@ class Grader:
             topology=case.cell.topology,
             question=case.cell.question,
             seed=case.seed,
+            hop=case.hop,
             arm=arm,
             right=right,
             exact=exact,
@@ -143,6 +152,7 @@ class Grader:
             same_choice=same_choice if case.cell.family == "judge" else None,
             prompt=sources.prompt,
             reused=sum(len(message.content) for message in case.messages),
+            messages=len(case.messages),
             layers=self._layers,
             probe=sources.probe_row_layers,
             repair=sources.repair_row_layers,
@@ -156,46 +166,6 @@ class Grader:
     def _num_until_choice(self, reply: Sequence[int]) -> int:
         """How much of a judge's reply it takes to know the candidate: up to its last digit; all where there is none."""
         return max((n + 1 for n, token in enumerate(reply) if token in self._digits), default=len(reply))
-
-
-def _full(case: Case) -> Request:
-    return Request(
-        request_id=case.case_id,
-        token_ids=case.prompt,
-        sampling=SamplingParams(max_tokens=len(case.right) + _SLACK, stop_token_ids=frozenset({END_ID})),
-        mode=ReuseMode.OFF,
-        tenant=case.case_id,
-        return_logits=True,
-    )
-
-
-def _screened(
-    case: Case, arm: Arm, spans: tuple[PlacedSpan, ...], reply: tuple[int, ...], purpose: str = ""
-) -> Request:
-    """A tenant of its own for each request: no arm reads what another left, nor what it left itself."""
-    request_id = _reader(case, arm, purpose)
-    return Request(
-        request_id=request_id,
-        token_ids=case.prompt,
-        mode=ReuseMode.SCREENED,
-        tenant=request_id,
-        spans=spans,
-        selector=arm.selector,
-        forced_output=reply,
-        return_logits=True,
-    )
-
-
-def _placed(case: Case, handles: Mapping[str, int]) -> tuple[PlacedSpan, ...]:
-    return tuple(message.span(handles[_author(case, index)]) for index, message in enumerate(case.messages))
-
-
-def _author(case: Case, index: int) -> str:
-    return f"{case.case_id}|author {index}"
-
-
-def _reader(case: Case, arm: Arm, purpose: str = "") -> str:
-    return f"{case.case_id}|{purpose}{arm.name}"
 
 
 def _best(reply: Reply) -> tuple[int, ...]:

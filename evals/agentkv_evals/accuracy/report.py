@@ -11,7 +11,7 @@ from agentkv_evals.accuracy.rows import Row
 from agentkv_evals.accuracy.show import ANSWERS, COSTS, LEGEND, answers, costs
 from agentkv_evals.accuracy.summary import split, summarise
 
-SPLITS = ("family", "depth", "topology", "question")
+SPLITS = ("family", "depth", "topology", "question", "length", "hop")
 """What the results are split by; a split with a single part is left out."""
 
 _STYLE = """

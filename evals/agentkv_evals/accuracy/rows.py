@@ -11,6 +11,8 @@ from typing import Any
 from agentkv.errors import ConfigError
 from agentkv_evals.accuracy.provenance import is_same_run
 
+_LENGTH_STEP = 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -18,12 +20,14 @@ class Row:
 
     Attributes:
         family, depth, topology, question, seed: the item.
+        hop: 1, or one more than the hop whose reply is read too.
         arm: the rule with its parameters, or `full`.
         right: whether greedy decoding gives the right reply, word for word.
         exact: whether it gives full prefill's reply.
         positions, mismatched, ties, kl_sum: see `Fidelity`; over full prefill's whole reply, forced.
         same_choice: family judge only: whether the candidate it chooses is full prefill's.
         prompt, reused: tokens of the prompt, and those of them that stand in reused spans, repaired or not.
+        messages: number of reused spans.
         layers: of the model.
         probe, repair, screening, fresh: row-layers by kind; fresh is the pass that no reuse saves.
         seconds: to the first token.
@@ -36,6 +40,7 @@ class Row:
     topology: str
     question: str
     seed: int
+    hop: int
     arm: str
     right: bool
     exact: bool
@@ -46,6 +51,7 @@ class Row:
     same_choice: bool | None
     prompt: int
     reused: int
+    messages: int
     layers: int
     probe: int
     repair: int
@@ -57,8 +63,14 @@ class Row:
 
     @property
     def item(self) -> str:
-        """Names the item; the same for all arms."""
-        return f"{self.family}/{self.depth}/{self.topology}/{self.question}/{self.seed}"
+        """Names the item at its hop; the same for all arms."""
+        return f"{self.family}/{self.depth}/{self.topology}/{self.question}/{self.seed}/{self.hop}"
+
+    @property
+    def length(self) -> str:
+        """The mean length of the item's messages in tokens, as a range."""
+        low = self.reused // self.messages // _LENGTH_STEP * _LENGTH_STEP
+        return f"{low:03d}-{low + _LENGTH_STEP - 1:03d}"
 
     @property
     def work(self) -> float:

@@ -13,7 +13,7 @@ from agentkv.errors import ConfigError
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_evals.accuracy.arms import FULL
-from agentkv_evals.accuracy.cases import case_id, make_case
+from agentkv_evals.accuracy.cases import Cell, case_id, make_case
 from agentkv_evals.accuracy.drive import Driver
 from agentkv_evals.accuracy.grade import Ask, Grader
 from agentkv_evals.accuracy.provenance import provenance
@@ -46,7 +46,7 @@ def run_accuracy(settings: Settings, console: Console) -> list[Row]:
     results = RowFile(settings.out / ROWS_FILE, run)
     _measure(settings, results, Encoder(tokenizer), tokenizer, console)
     names = {FULL, *(arm.name for arm in settings.arms)}
-    items = {case_id(cell, seed) for cell, seed in settings.seeded}
+    items = {each for seeded in settings.seeded for each in _case_ids(settings, *seeded)}
     rows = [row for row in results.rows if row.item in items and row.arm in names]
     _print(rows, console)
     report = settings.out / REPORT_FILE
@@ -64,7 +64,7 @@ def _measure(settings: Settings, results: RowFile, encoder: Encoder, tokenizer: 
         task = progress.add_task("", total=len(settings.seeded))
         for asks in _groups(settings, results, encoder):
             progress.update(task, description=asks[0].case.cell.family)
-            results.append(grader.grade([ask for ask in asks if ask.arms]))
+            results.append(grader.grade([ask for ask in asks if ask.arms], settings.hops))
             progress.advance(task, len(asks))
 
 
@@ -76,10 +76,19 @@ def _groups(settings: Settings, results: RowFile, encoder: Encoder) -> Iterator[
         yield [
             Ask(
                 case=make_case(cell, seed, encoder),
-                arms=tuple(arm for arm in settings.arms if (case_id(cell, seed), arm.name) not in done),
+                arms=tuple(
+                    arm
+                    for arm in settings.arms
+                    if any((each, arm.name) not in done for each in _case_ids(settings, cell, seed))
+                ),
             )
             for cell, seed in seeded[first : first + size]
         ]
+
+
+def _case_ids(settings: Settings, cell: Cell, seed: int) -> list[str]:
+    """The item at every hop."""
+    return [case_id(cell, seed, hop) for hop in range(1, settings.hops + 1)]
 
 
 def _load_tokenizer(model: Path) -> Tokenizer:

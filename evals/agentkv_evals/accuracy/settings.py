@@ -27,6 +27,7 @@ class Settings:
         model: directory of a model that reads the worlds' chat template.
         cells: kinds of items.
         items: of each cell.
+        hops: how often a reply is passed on and the same asked again, the first time counted.
         first_seed: of a cell's items; a claim needs seeds that nobody looked at.
         arms: beside full prefill.
         device: where the model runs.
@@ -38,6 +39,7 @@ class Settings:
     model: Path
     cells: Sequence[Cell]
     items: int
+    hops: int
     first_seed: int
     arms: Sequence[Arm]
     device: str
@@ -62,6 +64,7 @@ class Settings:
         topology: str = "parallel",
         question: str = "last",
         items: int = 4,
+        hops: int = 1,
         first_seed: int = 200_000,
         device: str | None = None,
         batch: int = 16,
@@ -82,13 +85,17 @@ class Settings:
         )
         if not kinds:
             raise InvalidRequest(f"no item of {families} has depth {depths}: the families' depths are {DEPTHS}")
+        arms = make_arms([*(DEFAULT_RULES if peers else ()), *rules])
+        if not arms:
+            raise InvalidRequest("no rule to compare: give --selector, or leave --no-peers out", param="selector")
         service = ServiceConfig.from_values(kv_memory=kv_memory, device=device, max_sequences=batch)
         return cls(
             model=model or model_directory(),
             cells=kinds,
             items=items,
+            hops=hops,
             first_seed=first_seed,
-            arms=make_arms([*(DEFAULT_RULES if peers else ()), *rules]),
+            arms=arms,
             device=service.device,
             batch=batch,
             kv_memory=int(service.kv_memory),

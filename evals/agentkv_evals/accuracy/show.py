@@ -65,7 +65,7 @@ def arms_table(
     summaries: Iterable[ArmSummary], headings: Sequence[str], figures: Callable[[ArmSummary], tuple[str, ...]]
 ) -> Table:
     """One row an arm."""
-    result = figures_table("arm", headings)
+    result = _table("arm", headings)
     for each in summaries:
         result.add_row(each.arm, *figures(each))
     return result
@@ -75,7 +75,15 @@ def split_table(rows: Iterable[Row], attribute: str) -> Table:
     """Share of replies that are full prefill's, by arm and by family, depth, topology or question position."""
     parts = {name: {each.arm: each for each in summarise(part)} for name, part in split(rows, attribute).items()}
     arms = list(dict.fromkeys(arm for part in parts.values() for arm in part))
-    result = figures_table(f"same, by {attribute}", list(parts))
+    result = _table(f"same, by {attribute}", list(parts))
     for arm in arms:
         result.add_row(arm, *(f"{part[arm].exact:.0%}" if arm in part else "-" for part in parts.values()))
     return result
+
+
+def _table(label: str, headings: Sequence[str]) -> Table:
+    """An empty table in which long names of arms are folded, not figures."""
+    table = figures_table(label, headings)
+    table.columns[0].no_wrap = False
+    table.columns[0].overflow = "fold"
+    return table

@@ -30,6 +30,7 @@ def row(arm: str = "full", seed: int = 0, **changes: object) -> Row:
         topology="parallel",
         question="last",
         seed=seed,
+        hop=1,
         arm=arm,
         right=True,
         exact=True,
@@ -40,6 +41,7 @@ def row(arm: str = "full", seed: int = 0, **changes: object) -> Row:
         same_choice=None,
         prompt=100,
         reused=50,
+        messages=2,
         layers=4,
         probe=0,
         repair=0,
@@ -87,6 +89,22 @@ def test_seen_blocks_are_the_same_tokens_for_author_and_reader(encoder):
         seen = case.prompt[message.unseen[0][1] : message.unseen[1][0]]
         text = " ".join(map(str, message.context))
         assert " ".join(map(str, seen)) in text
+
+
+def test_a_reply_passed_on_stands_behind_the_messages(encoder):
+    for question in ("last", "first"):
+        case = make_case(Cell(family="chain", depth=1, topology="parallel", question=question), 200_000, encoder)
+        second = case.passed_on(case.right)
+        third = second.passed_on(case.right)
+        assert third.prompt == second.prompt
+        assert third.messages[-1].context == second.prompt
+        assert (third.hop, len(third.messages), third.authored) == (3, len(case.messages) + 1, case.messages)
+        reply = second.messages[-1]
+        assert second.prompt[reply.start : reply.start + len(reply.content)] == case.right[:-1]
+        assert second.prompt[: reply.unseen[0][0]] == case.prompt[: reply.unseen[0][0]]
+        behind = second.prompt[reply.start + len(reply.content) + 2 :]
+        assert case.prompt[len(case.prompt) - len(behind) :] == behind
+        assert reply.num_gone == len(behind)
 
 
 def test_intervals_of_known_differences():
@@ -201,6 +219,7 @@ def test_arms_are_named_by_their_rules():
         ({"topology": "ring"}, "parallel, chain, debate"),
         ({"question": "never"}, "last, first"),
         ({"rules": ["psychic"]}, "no such rule"),
+        ({"peers": False}, "no rule to compare"),
         ({"kv_memory": "much"}, "kv_memory"),
     ],
 )
