@@ -1,6 +1,8 @@
 """Tokenizer, encoder, training definition, export and careless reuse: small models, seconds."""
 
+import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from agentkv.embedded import is_trained, model_directory
 from agentkv_evals.training import checkpoint
+from agentkv_evals.training.cell import Cell
+from agentkv_evals.training.cell_file import OtherSettings
 from agentkv_evals.training.construct import construct
 from agentkv_evals.training.encode import CONTEXT, DECISIVE, END_ID, IGNORED, Encoder, pack
 from agentkv_evals.training.evaluate import Wanted, evaluate, tables
@@ -161,8 +165,32 @@ def test_placed_keys_are_those_of_the_readers_position(exported, encoder):
 
 def test_evaluation_makes_cells_and_tables(exported):
     cells = evaluate(exported, Wanted(per_cell=1, families=("chain",), positions=("last",), careless=True))
-    assert [cell.depth for cell in cells] == [1, 2, 3, 4]
+    assert [cell.place.depth for cell in cells] == [1, 2, 3, 4]
     assert len(tables(cells)) == 1
+
+
+def test_evaluation_goes_on_where_it_stopped(exported, tmp_path):
+    """Cells of the file are not measured again, a cell of other settings is, and workers give the same cells."""
+    path = tmp_path / "cells.json"
+    wanted = Wanted(per_cell=2, families=("lookup",), careless=True)
+    told = []
+    first = evaluate(exported, replace(wanted, positions=("last",)), json_file=path, tell=told.append)
+    assert told == first
+    told.clear()
+    both = evaluate(exported, wanted, workers=2, json_file=path, tell=told.append)
+    assert both == [*first, *told]
+    assert [cell.place.question_position for cell in told] == ["first"]
+    assert evaluate(exported, wanted) == both
+    assert [Cell.from_json(entry) for entry in json.loads(path.read_text())["cells"]] == both
+    more = evaluate(exported, replace(wanted, per_cell=3), json_file=path)
+    assert [cell.items for cell in more] == [3, 3]
+
+
+def test_evaluation_keeps_off_the_cells_of_another_model(exported, tmp_path):
+    path = tmp_path / "cells.json"
+    path.write_text(json.dumps({"worlds": "worlds-1", "weights_sha256": "another", "cells": []}))
+    with pytest.raises(OtherSettings, match="another file"):
+        evaluate(exported, Wanted(per_cell=1, families=("lookup",)), json_file=path)
 
 
 def test_the_repository_holds_the_trained_model():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +10,14 @@ import typer
 from rich.console import Console
 
 from agentkv_evals.training import speak
-from agentkv_evals.training.evaluate import Wanted, as_json, evaluate, tables
+from agentkv_evals.training.cell_file import OtherSettings
+from agentkv_evals.training.evaluate import Wanted, evaluate, line, tables
 from agentkv_evals.training.export import export
 from agentkv_evals.training.loop import Run, train
 from agentkv_evals.training.tokenizer import split_names, train_tokenizer
 from agentkv_evals.worlds.build import DEPTHS, make_item
 from agentkv_evals.worlds.demo import demo_case
+from agentkv_evals.worlds.item import Topology
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -98,26 +99,39 @@ def evaluate_command(
     per_cell: Annotated[int, typer.Option(help="Held-out items for each family, depth and position.")] = 20,
     careless: Annotated[bool, typer.Option(help="Measure careless reuse too.")] = False,
     new_names: Annotated[bool, typer.Option(help="Names of two tokens that training never saw.")] = False,
-    topology: Annotated[str, typer.Option(help="parallel, chain or debate")] = "parallel",
+    topology: Annotated[list[str] | None, typer.Option(help="parallel, chain or debate; again for more.")] = None,
     family: Annotated[list[str] | None, typer.Option(help="Only these families.")] = None,
-    threads: int = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the cells here.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes, each of one thread.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of a single process.")] = 1,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write each cell here as it comes; cells already here are kept.")
+    ] = None,
 ) -> None:
     """Accuracy on held-out worlds with full prefill and, if wanted, with careless reuse."""
     torch.set_num_threads(threads)
     wanted = Wanted(
         per_cell=per_cell,
-        topologies=("chain",) if topology == "chain" else ("debate",) if topology == "debate" else ("parallel",),
+        topologies=tuple(_topology(name) for name in topology or ["parallel"]),
         names=("new",) if new_names else ("known",),
         careless=careless,
         families=tuple(family) if family else tuple(DEPTHS),
     )
-    cells = evaluate(model, wanted)
-    console = Console()
+    console = Console(highlight=False)
+    try:
+        cells = evaluate(
+            model, wanted, workers=workers, json_file=json_file, tell=lambda cell: console.print(line(cell))
+        )
+    except OtherSettings as error:
+        raise typer.BadParameter(str(error)) from error
     for table in tables(cells):
         console.print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps(as_json(cells, model), indent=1) + "\n")
+
+
+def _topology(name: str) -> Topology:
+    known: dict[str, Topology] = {"parallel": "parallel", "chain": "chain", "debate": "debate"}
+    if name not in known:
+        raise typer.BadParameter(f"{name} is no topology: {', '.join(known)}")
+    return known[name]
 
 
 @app.command()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing as mp
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +15,8 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from agentkv_evals.training.cell import Cell, Place
+from agentkv_evals.training.cell_file import CellFile
 from agentkv_evals.training.encode import Encoder
 from agentkv_evals.training.reuse import Careless
 from agentkv_evals.worlds.build import DEPTHS, make_item
@@ -22,19 +26,8 @@ from agentkv_evals.worlds.split import VERSION
 FIRST_SEED = 100_000
 """Seeds of the evaluation's items start here; the training's own tables use seeds from 0."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """Right replies among `items`; `careless` is None where reuse was not measured."""
-
-    family: str
-    depth: int
-    question_position: QuestionPosition
-    topology: Topology
-    names: Names
-    items: int
-    full: int
-    careless: int | None
+Job = tuple[Place, int, bool]
+"""A cell to measure: its place, its number of items, whether careless reuse is measured too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,81 +41,132 @@ class Wanted:
     careless: bool = False
     families: tuple[str, ...] = tuple(DEPTHS)
 
-
-def evaluate(folder: Path, wanted: Wanted) -> list[Cell]:
-    """Grade held-out items with an exported model; a reply is right if greedy decoding gives it word for word."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    grader = Careless(model, Encoder(Tokenizer.from_file(str(folder / "tokenizer.json"))))
-    cells = []
-    for topology in wanted.topologies:
-        for names in wanted.names:
-            for position in wanted.positions:
-                for family in wanted.families:
-                    cells += [_cell(grader, wanted, family, d, position, topology, names) for d in DEPTHS[family]]
-    return cells
+    def places(self) -> list[Place]:
+        """The cells in the order in which they are measured."""
+        return [
+            Place(family, depth, position, topology, names)
+            for topology in self.topologies
+            for names in self.names
+            for position in self.positions
+            for family in self.families
+            for depth in DEPTHS[family]
+        ]
 
 
-def _cell(
-    grader: Careless,
+def evaluate(
+    folder: Path,
     wanted: Wanted,
-    family: str,
-    depth: int,
-    position: QuestionPosition,
-    topology: Topology,
-    names: Names,
-) -> Cell:
+    *,
+    workers: int = 1,
+    json_file: Path | None = None,
+    tell: Callable[[Cell], object] = lambda _: None,
+) -> list[Cell]:
+    """Grade held-out items with an exported model; a reply is right if greedy decoding gives it word for word.
+
+    Every cell is told to `tell` and written to `json_file` as it comes; cells that the file has already are not
+    measured again. With several workers each process measures one cell at a time on one thread.
+
+    Raises:
+        OtherSettings: `json_file` holds cells of another model or of other worlds.
+    """
+    measured = CellFile(json_file, settings(folder), machine(workers))
+    places = wanted.places()
+    jobs = [(p, wanted.per_cell, wanted.careless) for p in places]
+    for cell in _cells(folder, [job for job in jobs if not measured.has(*job)], workers):
+        measured.add(cell)
+        tell(cell)
+    return measured.of(places)
+
+
+def settings(folder: Path) -> dict[str, object]:
+    """What two runs must share for their cells to belong together."""
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return {"worlds": VERSION, "model": folder.name, "weights_sha256": weights, "first_seed": FIRST_SEED}
+
+
+def machine(workers: int) -> dict[str, object]:
+    """What measured."""
+    threads = torch.get_num_threads() if workers == 1 else 1
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "hardware": f"{platform.machine()} CPU, fp32, {workers} process(es) of {threads} thread(s)",
+    }
+
+
+def _cells(folder: Path, jobs: Sequence[Job], workers: int) -> Iterator[Cell]:
+    if workers == 1:
+        grader = _grader(folder)
+        yield from (_cell(grader, job) for job in jobs)
+        return
+    with mp.get_context("spawn").Pool(workers, _start_worker, (folder,)) as pool:
+        yield from pool.imap(_cell_of_worker, jobs)
+
+
+def _grader(folder: Path) -> Careless:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return Careless(model, Encoder(Tokenizer.from_file(str(folder / "tokenizer.json"))))
+
+
+_worker: dict[str, Careless] = {}
+"""The grader of this process, where it is a worker."""
+
+
+def _start_worker(folder: Path) -> None:
+    torch.set_num_threads(1)
+    _worker["grader"] = _grader(folder)
+
+
+def _cell_of_worker(job: Job) -> Cell:
+    return _cell(_worker["grader"], job)
+
+
+def _cell(grader: Careless, job: Job) -> Cell:
+    place, count, careless = job
     items = [
         make_item(
-            family=family,
-            depth=depth,
+            family=place.family,
+            depth=place.depth,
             seed=FIRST_SEED + i,
-            question_position=position,
-            topology=topology,
-            names=names,
+            question_position=place.question_position,
+            topology=place.topology,
+            names=place.names,
         )
-        for i in range(wanted.per_cell)
+        for i in range(count)
     ]
     return Cell(
-        family=family,
-        depth=depth,
-        question_position=position,
-        topology=topology,
-        names=names,
-        items=len(items),
+        place=place,
+        items=count,
         full=sum(grader.full(item) for item in items),
-        careless=sum(grader.reused(item) for item in items) if wanted.careless else None,
+        careless=sum(grader.reused(item) for item in items) if careless else None,
     )
 
 
-def as_json(cells: Sequence[Cell], folder: Path) -> dict[str, object]:
-    """The cells with what produced them."""
-    return {
-        "worlds": VERSION,
-        "model": folder.name,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "hardware": f"{platform.machine()} CPU, fp32, {torch.get_num_threads()} thread(s)",
-        "first_seed": FIRST_SEED,
-        "cells": [asdict(cell) for cell in cells],
-    }
+def line(cell: Cell) -> str:
+    """One cell in words."""
+    place = cell.place
+    where = f"{place.topology} {place.names} question {place.question_position}"
+    return f"{where} {place.family} {place.depth}: {cell.percent()} of {cell.items}"
 
 
 def tables(cells: Sequence[Cell]) -> list[Table]:
     """A table for each position, topology and kind of names: percent by family and depth, full or full/careless."""
-    made = []
-    for key in dict.fromkeys((c.question_position, c.topology, c.names) for c in cells):
-        members = [c for c in cells if (c.question_position, c.topology, c.names) == key]
-        table = Table(title=f"question {key[0]}, {key[1]}, {key[2]} names (percent right by depth)")
-        table.add_column("family")
-        for depth in range(5):
-            table.add_column(str(depth), justify="right")
-        for family in dict.fromkeys(c.family for c in members):
-            by_depth = {c.depth: _percent(c) for c in members if c.family == family}
-            table.add_row(family, *(by_depth.get(depth, "") for depth in range(5)))
-        made.append(table)
-    return made
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        place = cell.place
+        groups.setdefault((place.question_position, place.topology, place.names), []).append(cell)
+    return [
+        _table(f"question {position}, {topology}, {names} names (percent right by depth)", members)
+        for (position, topology, names), members in groups.items()
+    ]
 
 
-def _percent(cell: Cell) -> str:
-    full = f"{100 * cell.full / cell.items:.0f}"
-    return full if cell.careless is None else f"{full}/{100 * cell.careless / cell.items:.0f}"
+def _table(title: str, cells: Sequence[Cell]) -> Table:
+    table = Table(title=title)
+    table.add_column("family")
+    for depth in range(5):
+        table.add_column(str(depth), justify="right")
+    for family in dict.fromkeys(cell.place.family for cell in cells):
+        by_depth = {cell.place.depth: cell.percent() for cell in cells if cell.place.family == family}
+        table.add_row(family, *(by_depth.get(depth, "") for depth in range(5)))
+    return table
