@@ -200,6 +200,8 @@ class TritonRows:
             block_m, block_n, num_warps, num_stages = max(128, self._group_pad), 64, 8, 3
         if self._exact:  # four bytes a number: shared memory holds half as many
             block_m, block_n, num_stages = min(block_m, max(32, self._group_pad)), 32, 2
+        if self._heads[2] > 128:
+            block_n //= 2
         return TileShape(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
 
     def _tile_rows(self, shape: TileShape) -> int:
