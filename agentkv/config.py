@@ -18,6 +18,8 @@ class ServiceConfig(BaseSettings):
         max_rows_per_step: rows (prefill, decode, probe, repair) of one engine step.
         max_sequences: chats that run at once; more wait.
         device: `cpu` or `cuda`.
+        store_queries: keep queries beside keys (an eighth more memory at float32, a quarter at bfloat16): rules which
+            ask reused rows what they read then need not run them.
         min_segment_tokens: shorter messages, and shorter matches inside messages, are not worth keeping.
     """
 
@@ -30,6 +32,7 @@ class ServiceConfig(BaseSettings):
     max_rows_per_step: int = Field(default=1024, ge=1)
     max_sequences: int = Field(default=64, ge=1)
     device: str = "cpu"
+    store_queries: bool = False
     min_segment_tokens: int = Field(default=16, ge=1)
 
     @classmethod

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from agentkv_engine.cache.kv_pool import bytes_per_block
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.errors import EngineError
@@ -63,12 +64,26 @@ def run(engine: Engine, *requests: Request) -> dict[str, Answer]:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What one probe saw, copied while it could be looked at."""
+
+    positions: tuple[int, ...]
+    attention_LRP: torch.Tensor
+
+    @classmethod
+    def of(cls, observation: Observation) -> "Seen":
+        (probe,) = observation.probes
+        maps = [observation.attention(layer, probe.positions) for layer in range(probe.depth)]
+        return cls(probe.positions, torch.stack(maps))
+
+
+@dataclass(frozen=True, slots=True)
 class FixedPlan:
     """A selector that repairs given positions at given depths, after an optional probe, and remembers what it saw."""
 
     depths: dict[int, int]
     probe_rows: Probe | None = None
-    seen: list[Observation | None] = field(default_factory=list)
+    seen: list["Seen | None"] = field(default_factory=list)
     views: list[ReuseView] = field(default_factory=list)
 
     @property
@@ -79,7 +94,7 @@ class FixedPlan:
         return self.probe_rows
 
     def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
-        self.seen.append(observation)
+        self.seen.append(Seen.of(observation) if observation is not None else None)
         self.views.append(view)
         reused = {p for span in view.spans for p in range(span.start, span.end)}
         chosen = sorted(p for p in self.depths if p in reused)
@@ -107,9 +122,14 @@ def span_of(resident: Resident, start: int, *, first: int = 0, length: int | Non
 
 
 def engine_of(decoder, num_blocks: int, **options) -> Engine:
-    """An engine whose pool has so many blocks."""
-    block_bytes = 16 * decoder.config.kv_values_per_token * 4
-    return Engine(decoder, EngineConfig(kv_memory=num_blocks * block_bytes, **options))
+    """An engine whose pool has so many blocks, with stored queries."""
+    return Engine(decoder, EngineConfig(kv_memory=num_blocks * block_bytes_of(decoder), store_queries=True, **options))
+
+
+def block_bytes_of(decoder) -> int:
+    """Bytes of one block of this model's float32 KV and stored queries."""
+    shape = decoder.config
+    return bytes_per_block(shape.num_layers, shape.num_kv_heads, shape.head_dim, torch.float32, store_queries=True)
 
 
 def screened(request_id: str, prompt, *spans, plan=None, **options) -> Request:

@@ -81,6 +81,7 @@ FAMILIES: dict[str, Family] = {
     "llama-yarn": Family(config=LlamaConfig, rope=YARN_ROPE),
     "llama-head-dim": Family(config=LlamaConfig, options={"head_dim": 32}),
     "qwen2": Family(config=Qwen2Config, options={"tie_word_embeddings": True, "rms_norm_eps": 1e-6}),
+    "qwen2-multi-head": Family(config=Qwen2Config, options={"num_key_value_heads": 4}),
     "qwen2-yarn-old-key": Family(config=Qwen2Config, rope=YARN_ROPE, old_rope_key=True),
 }
 

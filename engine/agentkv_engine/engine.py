@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from agentkv_engine.attention.sdpa import SdpaBackend
+from agentkv_engine.attention.backend import choose_backend
 from agentkv_engine.cache.block_pool import BlockPool, EvictionPolicy, LeastRecentlyUsed
-from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.kv_pool import KVPool, bytes_per_block
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.prefix_index import PrefixIndex
 from agentkv_engine.cache.residents import Residents, ResidentTensors
@@ -20,6 +20,7 @@ from agentkv_engine.request import FinishReason, Request, ReuseMode, StepOutput
 from agentkv_engine.reuse import Resident
 from agentkv_engine.runner.inputs import InputBuilder
 from agentkv_engine.runner.model_runner import ModelRunner
+from agentkv_engine.runner.observer import Observer
 from agentkv_engine.scheduler.admission import Admission
 from agentkv_engine.scheduler.budget import BudgetPolicy, FixedBudget
 from agentkv_engine.scheduler.scheduler import Scheduler
@@ -77,7 +78,9 @@ class Engine:
         shape = decoder.config
         dtype = decoder.embedding.weight.dtype
         levels = Levels(config.levels, shape.num_layers)
-        block_bytes = BLOCK_SIZE * shape.kv_values_per_token * dtype.itemsize
+        block_bytes = bytes_per_block(
+            shape.num_layers, shape.num_kv_heads, shape.head_dim, dtype, store_queries=config.store_queries
+        )
         num_blocks = config.kv_memory // block_bytes
         if num_blocks < 1:
             raise RequestRefused(f"kv_memory of {config.kv_memory} bytes holds no block: give at least {block_bytes}")
@@ -92,10 +95,12 @@ class Engine:
             head_dim=shape.head_dim,
             dtype=dtype,
             device=config.device,
+            store_queries=config.store_queries,
         )
         self._prefixes = PrefixIndex(self._pool, f"{revision}/{dtype}")
         self._residents = Residents(self._pool, self._tensors, levels, on_evict)
-        admission = Admission(self._pool, self._prefixes, self._residents, levels, config.device)
+        observer = Observer(pool=self._tensors, decoder=decoder, levels=levels)
+        admission = Admission(self._pool, self._prefixes, self._residents, levels, observer)
         self._scheduler = Scheduler(
             self._pool,
             admission,
@@ -104,7 +109,7 @@ class Engine:
             max_sequences=config.max_sequences,
             limit=self.max_tokens,
         )
-        backend = SdpaBackend(decoder.rope, config.device)
+        backend = choose_backend(shape, decoder.rope, dtype, config.device)
         inputs = InputBuilder(
             pool=self._tensors, backend=backend, rope=decoder.rope, levels=levels, device=config.device
         )

@@ -87,6 +87,7 @@ class TokenSources:
         computed: fresh.
         probe_row_layers, repair_row_layers, fresh_row_layers: layers actually run, summed over rows, by kind of work;
             a full prefill has prompt * num_layers fresh ones.
+        screening_row_layers: work of looking at attention to make the plan, as rows through one layer's linears.
         spans: placed spans of residents that were read, as half-open position ranges.
         fallbacks: reasons why reuse that was asked for did not happen, e.g. `segment_gone`, `no_room`, with counts.
     """
@@ -99,13 +100,14 @@ class TokenSources:
     probe_row_layers: int = 0
     repair_row_layers: int = 0
     fresh_row_layers: int = 0
+    screening_row_layers: int = 0
     spans: tuple[tuple[int, int], ...] = ()
     fallbacks: tuple[tuple[str, int], ...] = ()
 
     @property
     def row_layers(self) -> int:
-        """All layers run for the prompt, summed over rows."""
-        return self.probe_row_layers + self.repair_row_layers + self.fresh_row_layers
+        """All layers run for the prompt, summed over rows, and the work of screening."""
+        return self.probe_row_layers + self.screening_row_layers + self.repair_row_layers + self.fresh_row_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

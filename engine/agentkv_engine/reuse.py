@@ -116,17 +116,57 @@ class Probe:
     depth: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """What a probe saw.
+class Observation(Protocol):
+    """What can be looked at while a plan is made. Only what is asked for is computed, and it is counted as work."""
 
-    Attributes:
-        positions: the probe rows' positions, R of them.
-        attention_LRP: head-mean attention, float32 [probe depth, R, num_tokens]; 0 where a row saw no key.
-    """
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The probes that have run for this plan, in order."""
+        ...
 
-    positions: tuple[int, ...]
-    attention_LRP: torch.Tensor
+    @property
+    def has_stored_queries(self) -> bool:
+        """Whether reused rows can be looked at without running them: their queries were kept beside their keys."""
+        ...
+
+    def attention(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
+        """Head-mean attention of named rows over the keys that lie before them now, in one layer.
+
+        Args:
+            layer: below the depth of the probes that ran the rows.
+            positions: rows of the probes (their own queries are used), or reused rows that have stored queries.
+
+        Returns:
+            float32 [len(positions), num_tokens]; 0 where a row sees no key.
+        """
+        ...
+
+    def output_change(self, layer: int, positions: Sequence[int], left_out_RP: torch.Tensor) -> torch.Tensor:
+        """How far a row's attention output moves when it also sees the keys named, as a share of its hidden state.
+
+        |Wo(attention over all keys - attention without those left out)| / |hidden state behind the layer|. Needs stored
+        queries, since the lengths of hidden states are kept with them.
+
+        Args:
+            layer, positions: as in `attention`.
+            left_out_RP: bool [len(positions), num_tokens], keys left out for each row.
+
+        Returns:
+            float32 [len(positions)].
+        """
+        ...
+
+    def value_deviation(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
+        """Squared distance of the V that a probe wrote for a reused row from the V that is kept, over all kv heads.
+
+        Args:
+            layer: at most the depth of the probe that ran the rows.
+            positions: reused rows that a probe has run.
+
+        Returns:
+            float32 [len(positions)].
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +208,7 @@ class Selector(Protocol):
         """Rows to observe before planning, or None for a rule that needs no look."""
         ...
 
-    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
-        """Depth of each reused row, from the view and what the probe saw."""
+    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan | Probe:
+        """Depth of each reused row, from the view and what the probes saw; or one more probe, of rows that none has run
+        yet, after which it is asked again."""
         ...

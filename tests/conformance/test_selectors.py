@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentkv.screening.selectors.budget import BudgetedSelector
 from agentkv.screening.selectors.registry import SELECTORS, parse_selector
-from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, ReuseView
+from agentkv_engine.reuse import PlacedSpan, RepairPlan, ReuseView
+from drawn_attention import DrawnAttention
 
 NAMES = [
     *SELECTORS,
@@ -19,6 +19,10 @@ NAMES = [
     "query_attention(0.5)",
     "query_attention(1.0)",
     "random_rows(0.37, 5)",
+    "propagated_attention(0.0)",
+    "value_deviation(0.5, 2)",
+    "propagated_attention(0.4, 0.1, 2)",
+    "propagated_attention(1.0)",
 ]
 
 
@@ -55,18 +59,20 @@ def views(draw: st.DrawFn) -> ReuseView:
     return ReuseView(num_tokens=num_tokens, num_layers=num_layers, num_prefix=num_prefix, spans=tuple(spans))
 
 
-def observe(probe: Probe, view: ReuseView, seed: int = 0) -> Observation:
-    """What a probe might see: each row's attention adds up to 1 over the keys before it and its own."""
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.randn(probe.depth, len(probe.positions), view.num_tokens, generator=generator)
-    future = torch.arange(view.num_tokens) > torch.tensor(probe.positions)[:, None]
-    attention = scores.masked_fill(future, float("-inf")).softmax(-1)
-    return Observation(positions=probe.positions, attention_LRP=attention)
-
-
-def plan(selector: BudgetedSelector, view: ReuseView) -> RepairPlan:
+def plan(selector: BudgetedSelector, view: ReuseView, *, stored: bool = True) -> RepairPlan:
     probe = selector.probe(view)
-    return selector.plan(view, observe(probe, view) if probe else None)
+    if probe is None:
+        answer = selector.plan(view, None)
+        assert isinstance(answer, RepairPlan)
+        return answer
+    probes = [probe]
+    while True:
+        answer = selector.plan(view, DrawnAttention.at_random(view, *probes, stored=stored))
+        if isinstance(answer, RepairPlan):
+            return answer
+        assert not {p for probe in probes for p in probe.positions} & set(answer.positions)
+        probes.append(answer)
+        assert len(probes) < 20, "the rule never makes up its mind"
 
 
 def changed_rows(view: ReuseView) -> Iterator[int]:
@@ -94,6 +100,15 @@ def test_plan_is_sorted_inside_the_spans_and_of_legal_depth(selector: BudgetedSe
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_plan_keeps_to_the_budget(selector: BudgetedSelector, view: ReuseView) -> None:
     assert sum(plan(selector, view).depths) <= selector.budget(view) <= view.num_reused * view.num_layers
+
+
+@given(view=views())
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_without_stored_queries_rows_are_looked_at_once_and_in_time(
+    selector: BudgetedSelector, view: ReuseView
+) -> None:
+    chosen = plan(selector, view, stored=False)
+    assert chosen == plan(selector, view, stored=True)
 
 
 @given(view=views())

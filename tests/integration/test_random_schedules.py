@@ -29,7 +29,7 @@ from agentkv_engine.request import Request, ReuseMode, SamplingParams
 from agentkv_engine.reuse import PlacedSpan, Probe, Resident
 from agentkv_engine.scheduler.sequence import Sequence
 from dense_oracle import DenseKV, DenseOracle
-from engine_driver import FixedPlan, prompt_of
+from engine_driver import FixedPlan, block_bytes_of, prompt_of
 
 TENANTS = ("ann", "bob")
 TEXTS = [prompt_of(length, seed=900 + length) for length in (24, 37, 50)]
@@ -70,12 +70,16 @@ class Schedules(RuleBasedStateMachine):
         levels=st.sampled_from([None, (1, 2, 3), (2, 3)]),
     )
     def start(self, num_blocks: int, chunk: int, levels: tuple[int, ...] | None) -> None:
-        config = self.decoder.config
-        block_bytes = 16 * config.kv_values_per_token * 4
         self.evicted: list[int] = []
         self.engine = Engine(
             self.decoder,
-            EngineConfig(kv_memory=num_blocks * block_bytes, max_rows_per_step=chunk, max_sequences=4, levels=levels),
+            EngineConfig(
+                kv_memory=num_blocks * block_bytes_of(self.decoder),
+                max_rows_per_step=chunk,
+                max_sequences=4,
+                levels=levels,
+                store_queries=True,
+            ),
             on_evict=self.evicted.append,
         )
         self.oracle = DenseOracle(self.decoder)

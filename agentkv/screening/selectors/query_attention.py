@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from agentkv.screening.selectors.budget import affordable_rows, check_ratio, num_repairable, repairable_positions
 from agentkv.screening.selectors.probe_rows import trailing_rows
 from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
@@ -44,6 +46,7 @@ class QueryAttention:
         if observation is None:
             assert num_chosen in (0, len(candidates)), "a choice was to be made, but the probe's attention is not here"
             return RepairPlan.at_full_depth(candidates[:num_chosen], view.num_layers)
-        attention_P = observation.attention_LRP.mean(dim=(0, 1))
+        rows = observation.probes[0].positions
+        attention_P = torch.stack([observation.attention(n, rows).mean(0) for n in range(view.num_layers)]).mean(0)
         ranking = attention_P[candidates].argsort(descending=True, stable=True)
         return RepairPlan.at_full_depth([candidates[i] for i in ranking[:num_chosen].tolist()], view.num_layers)

@@ -8,12 +8,14 @@ from typing import Any
 
 from agentkv.errors import InvalidRequest
 from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv.screening.selectors.propagated_attention import PropagatedAttention
 from agentkv.screening.selectors.query_attention import QueryAttention
 from agentkv.screening.selectors.random_rows import RandomRows
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.repair_boundary import RepairBoundary
 from agentkv.screening.selectors.repair_none import RepairNone
 from agentkv.screening.selectors.tail_rows import TailRows
+from agentkv.screening.selectors.value_deviation import ValueDeviation
 
 SELECTORS: Mapping[str, type[BudgetedSelector]] = MappingProxyType(
     {
@@ -22,6 +24,8 @@ SELECTORS: Mapping[str, type[BudgetedSelector]] = MappingProxyType(
         "repair_boundary": RepairBoundary,
         "tail_rows": TailRows,
         "query_attention": QueryAttention,
+        "propagated_attention": PropagatedAttention,
+        "value_deviation": ValueDeviation,
         "random_rows": RandomRows,
     }
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agentkv_engine.attention.rows import IntArray, ObservedRows, SequenceRows
+from agentkv_engine.attention.rows import IntArray, SequenceRows
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.model.rope import RotaryEmbedding, Rotation, rotate
 
@@ -26,10 +26,8 @@ class PreparedSequence:
 
     rows: Tensor | slice
     key_slots: Tensor
-    key_positions: Tensor
     turn: Rotation | None
     mask_RS: Tensor | None
-    observed: ObservedRows | None
 
 
 class SdpaBackend:
@@ -52,8 +50,6 @@ class SdpaBackend:
             if sequence.turn is not None:
                 k_SKD = rotate(k_SKD, sequence.turn)
             out_AHD[sequence.rows] = _attention(q_RHD, k_SKD, v_SKD, sequence.mask_RS)
-            if sequence.observed is not None and layer < len(sequence.observed.record_LRP):
-                _record(q_RHD, k_SKD, sequence, layer)
         return out_AHD
 
     def _prepare(self, sequence: SequenceRows) -> PreparedSequence:
@@ -63,10 +59,8 @@ class SdpaBackend:
         return PreparedSequence(
             rows=self._rows(sequence.rows),
             key_slots=self._tensor(sequence.key_slots),
-            key_positions=self._tensor(sequence.key_positions),
             turn=turn,
             mask_RS=self._mask(sequence),
-            observed=sequence.observed,
         )
 
     def _mask(self, sequence: SequenceRows) -> Tensor | None:
@@ -90,21 +84,3 @@ def _attention(q_RHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask_RS: Tensor | No
         q_1HRD, k_1KSD, v_1KSD, attn_mask=mask_RS, is_causal=mask_RS is None and len(q_RHD) > 1, enable_gqa=True
     )
     return out_1HRD.squeeze(0).transpose(0, 1)
-
-
-def _record(q_RHD: Tensor, k_SKD: Tensor, sequence: PreparedSequence, layer: int) -> None:
-    """Head-mean attention of the observed rows, a second time and in float32."""
-    observed = sequence.observed
-    assert observed is not None
-    rows = torch.from_numpy(observed.rows).to(q_RHD.device)
-    q_HRD = q_RHD[rows].transpose(0, 1).float()
-    k_HSD = k_SKD.repeat_interleave(q_RHD.shape[1] // k_SKD.shape[1], dim=1).transpose(0, 1).float()
-    scores_HRS = q_HRD @ k_HSD.transpose(1, 2) / q_RHD.shape[-1] ** 0.5
-    if sequence.mask_RS is None:
-        last_visible = sequence.key_positions[rows] if len(q_RHD) > 1 else sequence.key_positions[-1:]
-        mask_RS = sequence.key_positions <= last_visible.unsqueeze(1)
-    else:
-        mask_RS = sequence.mask_RS[rows]
-    mean_RS = scores_HRS.masked_fill(~mask_RS, float("-inf")).softmax(-1).mean(0)
-    into = torch.from_numpy(observed.into).to(q_RHD.device)
-    observed.record_LRP[layer, into.unsqueeze(1), sequence.key_positions.unsqueeze(0)] = mean_RS

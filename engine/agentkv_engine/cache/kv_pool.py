@@ -6,14 +6,27 @@ Shapes: S slots asked for, K kv heads, D head dimension.
 import torch
 from torch import Tensor
 
+from agentkv_engine.cache.query_store import QueryStore
 from agentkv_engine.config import BLOCK_SIZE
 
 
 class KVPool:
-    """K and V of every layer, `[num_blocks, block_size, kv_heads, head_dim]` each, addressed by slot."""
+    """K and V of every layer, `[num_blocks, block_size, kv_heads, head_dim]` each, addressed by slot.
+
+    Attributes:
+        queries: the queries kept beside them, where they are kept.
+    """
 
     def __init__(
-        self, *, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: str
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: str,
+        store_queries: bool = False,
     ) -> None:
         shape = (num_blocks, BLOCK_SIZE, num_kv_heads, head_dim)
         self.num_blocks = num_blocks
@@ -22,7 +35,16 @@ class KVPool:
         self.head_shape = (num_kv_heads, head_dim)
         self._keys = [torch.empty(shape, dtype=dtype, device=device).flatten(0, 1) for _ in range(num_layers)]
         self._values = [torch.empty(shape, dtype=dtype, device=device).flatten(0, 1) for _ in range(num_layers)]
-        self.block_bytes = 2 * num_layers * BLOCK_SIZE * num_kv_heads * head_dim * self._keys[0].element_size()
+        self.queries: QueryStore | None = None
+        if store_queries:
+            self.queries = QueryStore(
+                num_layers=num_layers,
+                num_slots=num_blocks * BLOCK_SIZE,
+                num_kv_heads=num_kv_heads,
+                head_dim=head_dim,
+                device=device,
+            )
+        self.block_bytes = bytes_per_block(num_layers, num_kv_heads, head_dim, dtype, store_queries=store_queries)
 
     @property
     def num_layers(self) -> int:
@@ -37,3 +59,13 @@ class KVPool:
     def read(self, layer: int, slots_S: Tensor) -> tuple[Tensor, Tensor]:
         """A copy of K and V [S, K, D] at these slots of one layer."""
         return self._keys[layer].index_select(0, slots_S), self._values[layer].index_select(0, slots_S)
+
+
+def bytes_per_block(
+    num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, *, store_queries: bool
+) -> int:
+    """Bytes of one block, all layers: keys, values, and queries where they are kept."""
+    per_token = 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
+    if store_queries:
+        per_token += QueryStore.bytes_per_token(num_layers, num_kv_heads, head_dim)
+    return BLOCK_SIZE * per_token

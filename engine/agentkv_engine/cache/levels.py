@@ -43,3 +43,7 @@ class Levels:
     def list_of_layer(self, layer: int) -> int:
         """The slot list that this layer reads: rows of depth >= layer have written in it."""
         return bisect_left(self.depths, layer)
+
+    def list_of_queries(self, layer: int) -> int:
+        """The slot list in which stood the rows that attended in this layer: those of depth > layer."""
+        return bisect_left(self.depths, layer + 1)

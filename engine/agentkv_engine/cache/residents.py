@@ -28,6 +28,7 @@ class ResidentTensors:
         exact, hops: as in `Resident`.
         homes_N: int64, the position at which each K is rotated.
         k_LNKD, v_LNKD: on CPU, in the pool's dtype.
+        q_LNKD: queries (group means, float32, rotated at home) where the pool stores them.
     """
 
     token_ids: tuple[int, ...]
@@ -36,6 +37,7 @@ class ResidentTensors:
     homes_N: Tensor
     k_LNKD: Tensor
     v_LNKD: Tensor
+    q_LNKD: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class Residents:
             homes_N=torch.from_numpy(np.arange(len(kept.keys)) - kept.keys.offsets_N),
             k_LNKD=torch.stack([k for k, _ in layers]).cpu(),
             v_LNKD=torch.stack([v for _, v in layers]).cpu(),
+            q_LNKD=self._queries_of(kept.keys),
         )
 
     def load(self, tensors: ResidentTensors) -> Resident:
@@ -130,6 +133,8 @@ class Residents:
             device_slots = self._device_slots(slots)
             k, v = tensors.k_LNKD[layer], tensors.v_LNKD[layer]
             self._tensors.write(layer, device_slots, k.to(device_slots.device), v.to(device_slots.device))
+            if self._tensors.queries is not None and tensors.q_LNKD is not None:
+                self._tensors.queries.write(layer, device_slots, tensors.q_LNKD[layer].to(device_slots.device))
         keys = Keys(np.tile(slots, (len(self._levels), 1)), np.arange(num_tokens) - tensors.homes_N.numpy())
         resident = self.keep(tensors.token_ids, keys, 0, exact=tensors.exact, hops=tensors.hops)
         self._pool.unpin(blocks)
@@ -143,6 +148,20 @@ class Residents:
                     f"KV of shape {tuple(given.shape)} and {given.dtype} can't be loaded: this pool holds {here} and "
                     f"{self._tensors.dtype}; export it from an engine of the same model and dtype"
                 )
+        if self._tensors.queries is not None and (tensors.q_LNKD is None or tuple(tensors.q_LNKD.shape) != here):
+            raise RequestRefused(
+                "this pool stores queries and the KV to load has none of its shape: export it from an engine with "
+                "store_queries, or turn it off"
+            )
+
+    def _queries_of(self, keys: Keys) -> Tensor | None:
+        """Queries of the deepest rows at each position: they are those that attended in a layer."""
+        queries = self._tensors.queries
+        if queries is None:
+            return None
+        lists = [self._levels.list_of_queries(layer) for layer in range(self._tensors.num_layers)]
+        parts = [queries.read(layer, self._device_slots(keys.slots_KN[n])) for layer, n in enumerate(lists)]
+        return torch.stack(parts).cpu()
 
     def _find(self, handle: int | None) -> _Kept:
         if handle is None or handle not in self._kept:

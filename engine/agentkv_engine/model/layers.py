@@ -34,6 +34,7 @@ class Attention(nn.Module):
         super().__init__()
         self.index = index
         self.head_dim = config.head_dim
+        self.group_size = config.num_heads // config.num_kv_heads
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q = nn.Linear(config.hidden_size, queries, bias=config.qkv_bias)
         self.k = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias)
@@ -43,18 +44,33 @@ class Attention(nn.Module):
     def write(self, x_WE: Tensor, step: Step) -> None:
         """Put these rows' K and V into their slots. K of a row in a run is stored at the run's home positions."""
         k_WKD = rotate(self._heads(self.k(x_WE)), step.rotation(len(x_WE)))
-        if (turned := step.turned_rows(len(x_WE))) is not None:
-            rows, offset_rotation = turned
-            k_WKD[rows] = rotate(k_WKD[rows], inverse(offset_rotation))
+        _turn_home(k_WKD, step)
         step.pool.write(self.index, step.slots_N[: len(x_WE)], k_WKD, self._heads(self.v(x_WE)))
 
     def forward(self, x_AE: Tensor, step: Step) -> Tensor:
         q_AHD = rotate(self._heads(self.q(x_AE)), step.rotation(len(x_AE)))
+        step.record(self.index, q_AHD)
+        self._store_queries(q_AHD, step)
         out_AHD = step.backend.attend(q_AHD, self.index, step.pool, step.attention(self.index))
         return self.output(out_AHD.flatten(1))
 
+    def _store_queries(self, q_AHD: Tensor, step: Step) -> None:
+        """Keep these rows' queries beside their keys, rotated at home like those, where the pool wants them."""
+        if step.pool.queries is None:
+            return
+        q_AKD = q_AHD.unflatten(1, (-1, self.group_size)).mean(2)
+        _turn_home(q_AKD, step)
+        step.pool.queries.write(self.index, step.slots_N[: len(q_AKD)], q_AKD)
+
     def _heads(self, x_NE: Tensor) -> Tensor:
         return x_NE.unflatten(-1, (-1, self.head_dim))
+
+
+def _turn_home(x_NHD: Tensor, step: Step) -> None:
+    """Turn the first rows' vectors, in place, from the reader's positions to the home positions of their runs."""
+    if (turned := step.turned_rows(len(x_NHD))) is not None:
+        rows, offset_rotation = turned
+        x_NHD[rows] = rotate(x_NHD[rows], inverse(offset_rotation))
 
 
 class MLP(nn.Module):
@@ -87,4 +103,7 @@ class DecoderLayer(nn.Module):
         num_attending = step.num_attending(self.index)
         x_AE = x_WE[:num_attending]
         x_AE = x_AE + self.attention(normed_WE[:num_attending], step)
-        return x_AE + self.mlp(self.mlp_norm(x_AE))
+        x_AE = x_AE + self.mlp(self.mlp_norm(x_AE))
+        if step.pool.queries is not None:
+            step.pool.queries.write_lengths(self.index, step.slots_N[:num_attending], x_AE)
+        return x_AE

@@ -56,9 +56,10 @@ class ModelConfig:
     context_length: int
 
     @property
-    def kv_values_per_token(self) -> int:
-        """Numbers of K and V that one token takes in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+    def flops_per_row_layer(self) -> int:
+        """Floating-point operations of one row in one layer's linears; attention comes on top."""
+        heads = (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        return 2 * self.hidden_size * (heads + 3 * self.intermediate_size)
 
     @classmethod
     def from_directory(cls, directory: Path) -> "ModelConfig":

@@ -16,6 +16,24 @@ from agentkv_engine.model.rope import Rotation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRows:
+    """Rows of a probe: their queries are recorded.
+
+    Attributes:
+        indices: ascending indices in the step, on the host.
+        rows: the same on the device.
+        into: for each of them, the row of the record it fills.
+        queries_LRHD: [probe depth, probe rows, heads, head_dim]; the rows may run deeper, where the engine's levels
+            round their depth up.
+    """
+
+    indices: Sequence[int]
+    rows: Tensor
+    into: Tensor
+    queries_LRHD: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """The rows of one step. All counts are known on the host before the step runs.
 
@@ -27,6 +45,7 @@ class Step:
         writing, attending: rows that write, and rows that attend, in each layer.
         attention_of_layer: the back end's prepared metadata of each layer; layers of one level share it.
         logits_rows: indices of the rows whose logits are wanted, all of full depth.
+        recorded: the probes' rows.
         pool, backend: where keys lie, and what reads them.
     """
 
@@ -40,6 +59,7 @@ class Step:
     logits_rows: Tensor
     pool: KVPool
     backend: AttentionBackend[Any]
+    recorded: tuple[RecordedRows, ...] = ()
 
     def num_writing(self, layer: int) -> int:
         """Rows of depth >= layer: they have a hidden state here and write K and V."""
@@ -65,3 +85,10 @@ class Step:
         indices, rows, (cos, sin) = self.turned
         count = bisect_left(indices, num_rows)
         return (rows[:count], (cos[:count], sin[:count])) if count else None
+
+    def record(self, layer: int, q_AHD: Tensor) -> None:
+        """Record the queries, rotated at their positions, of the probes' rows among those that attend in this layer."""
+        for record in self.recorded:
+            count = bisect_left(record.indices, len(q_AHD))
+            if count and layer < len(record.queries_LRHD):
+                record.queries_LRHD[layer, record.into[:count]] = q_AHD[record.rows[:count]]

@@ -1,6 +1,6 @@
 """From a schedule to a `Step`: rows sorted by depth, their slots, and the keys that each sequence's rows may see."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from agentkv_engine.attention.backend import AttentionBackend
-from agentkv_engine.attention.rows import ObservedRows, SequenceRows
+from agentkv_engine.attention.rows import SequenceRows
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.model.rope import RotaryEmbedding
-from agentkv_engine.model.step import Step
+from agentkv_engine.model.step import RecordedRows, Step
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
 
 
@@ -83,6 +83,7 @@ class InputBuilder:
             logits_rows=self._tensor(_logits_rows(items, order)),
             pool=self._pool,
             backend=self._backend,
+            recorded=tuple(self._recorded(items, order)),
         )
 
     def _turned(self, offsets_N: np.ndarray) -> tuple[list[int], Tensor, tuple[Tensor, Tensor]] | None:
@@ -90,6 +91,21 @@ class InputBuilder:
         if len(rows) == 0:
             return None
         return rows.tolist(), self._tensor(rows), self._rope.by_offsets(self._tensor(offsets_N[rows]))
+
+    def _recorded(self, items: tuple[ScheduledSeq, ...], order: _RowOrder) -> Iterator[RecordedRows]:
+        """The rows of each probe that has some in this step."""
+        for number, item in enumerate(items):
+            probe = item.sequence.held.probe
+            mine = np.flatnonzero(order.owner_N == number)
+            rows = mine[item.rows.observed[order.index_N[mine]]]
+            if probe is None or len(rows) == 0:
+                continue
+            yield RecordedRows(
+                indices=rows.tolist(),
+                rows=self._tensor(rows),
+                into=self._tensor(probe.row_of(order.positions_N[rows])),
+                queries_LRHD=probe.queries_LRHD,
+            )
 
     def _attention(self, items: tuple[ScheduledSeq, ...], order: _RowOrder) -> tuple[Any, ...]:
         """Metadata of each layer; layers with the same attending rows and the same slot list share it."""
@@ -114,20 +130,12 @@ def _sequence_rows(
     positions = order.positions_N[rows]
     residence = item.sequence.held
     key_positions, key_slots, key_offsets = residence.table.readable(slot_list, int(positions.max(initial=-1)) + 1)
-    observed = None
-    if residence.probe is not None:
-        seen = np.flatnonzero(item.rows.observed[order.index_N[rows]])
-        if len(seen):
-            observed = ObservedRows(
-                rows=seen, into=residence.probe.row_of(positions[seen]), record_LRP=residence.probe.record_LRP
-            )
     return SequenceRows(
         rows=rows,
         positions=positions,
         key_slots=key_slots,
         key_positions=key_positions,
         key_offsets=key_offsets,
-        observed=observed,
     )
 
 

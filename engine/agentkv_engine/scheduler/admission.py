@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT, KeyTable
@@ -21,7 +20,8 @@ from agentkv_engine.cache.residents import Residents
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import SelectorFailed
 from agentkv_engine.request import ReuseMode, TokenSources
-from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, ReuseView
+from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView
+from agentkv_engine.runner.observer import Observer
 from agentkv_engine.scheduler.sequence import Phase, PrivateSlots, ProbeState, Residence, Rows, Sequence
 
 Answer = TypeVar("Answer")
@@ -31,13 +31,13 @@ class Admission:
     """Gives sequences their residence in the pool, and their rows; takes both back."""
 
     def __init__(
-        self, pool: BlockPool, prefixes: PrefixIndex, residents: Residents, levels: Levels, device: str
+        self, pool: BlockPool, prefixes: PrefixIndex, residents: Residents, levels: Levels, observer: Observer
     ) -> None:
         self._pool = pool
         self._prefixes = prefixes
         self._residents = residents
         self._levels = levels
-        self._device = device
+        self._observer = observer
 
     def admit(self, seq: Sequence) -> bool:
         """Pin what the sequence reads and queue its rows; False (and nothing held) where the pool has no room now.
@@ -71,15 +71,27 @@ class Admission:
         seq.residence, seq.num_computed = None, 0
 
     def finish_probe(self, seq: Sequence) -> None:
-        """The probe has run: give its scratch back, make the plan, and queue the rows that it names."""
+        """The probe has run: queue the rows of the plan that the selector makes of it, or of one more probe.
+
+        Raises:
+            SelectorFailed: the request's selector raised, or broke its contract.
+        """
         residence, probe = seq.held, seq.held.probe
         assert probe is not None
+        assert seq.request.selector is not None
+        observation = self._observer.observe(residence)
+        answer = _ask(seq.request.selector.plan, residence.view, observation)
+        seq.row_layers["screening"] += observation.row_layers
+        if isinstance(answer, Probe):
+            _check_probe(answer, residence.view, probe)
+            self._queue_probe(seq, answer)
+            return
+        assert probe.shared_slots_KN is not None
         residence.table.restore(probe.borrowed_N, probe.shared_slots_KN)
         residence.own_P[probe.borrowed_N] = NO_SLOT
         probe.scratch.release()
         residence.probe = None
-        observation = Observation(positions=probe.positions, attention_LRP=probe.record_LRP)
-        self._make_plan(seq, observation)
+        self._freeze(seq, answer)
         self._queue_planned(seq, num_done=_first_reused(residence.view))
 
     def index(self, seq: Sequence, *, num_tokens: int) -> None:
@@ -157,32 +169,30 @@ class Admission:
         view, selector = seq.held.view, seq.request.selector
         if seq.plan is None or not _was_planned(seq, view):
             if selector is not None and view.spans and (probe := _ask(selector.probe, view)) is not None:
-                _check_probe(probe, view)
+                seq.held.probe = self._observer.probe_state(PrivateSlots(self._pool))
+                _check_probe(probe, view, seq.held.probe)
                 self._queue_probe(seq, probe)
                 return
-            self._make_plan(seq, None)
+            plan = _ask(selector.plan, view, None) if selector is not None and view.spans else RepairPlan()
+            if isinstance(plan, Probe):
+                raise SelectorFailed("the selector asks for a probe after it wanted none: mend the selector")
+            self._freeze(seq, plan)
         self._queue_planned(seq, num_done=0)
 
-    def _make_plan(self, seq: Sequence, observation: Observation | None) -> None:
-        view, selector = seq.held.view, seq.request.selector
-        plan = _ask(selector.plan, view, observation) if selector is not None and view.spans else RepairPlan()
-        _check_plan(plan, view)
-        seq.plan, seq.planned_spans = plan, view.spans
+    def _freeze(self, seq: Sequence, plan: RepairPlan) -> None:
+        _check_plan(plan, seq.held.view)
+        seq.plan, seq.planned_spans = plan, seq.held.view.spans
 
     def _queue_probe(self, seq: Sequence, probe: Probe) -> None:
         """Fresh rows before the first reused span are final; the probe's rows run again once the plan is made."""
         residence = seq.held
-        view, table = residence.view, residence.table
+        view, table, state = residence.view, residence.table, residence.probe
+        assert state is not None
         observed = np.asarray(probe.positions, dtype=np.int64)
-        borrowed = observed[table.slots_at(observed)[0] != NO_SLOT]
-        residence.probe = ProbeState(
-            scratch=PrivateSlots(self._pool),
-            borrowed_N=borrowed,
-            shared_slots_KN=table.slots_at(borrowed),
-            positions=probe.positions,
-            record_LRP=torch.zeros(probe.depth, len(observed), view.num_tokens, device=self._device),
-        )
-        final = np.arange(view.num_prefix, _first_reused(view))
+        reused = observed[_mask_of(residence.reused, len(seq.token_ids))[observed]]
+        is_first = not state.probes
+        state.begin(probe, reused, table.slots_at(reused))
+        final = np.arange(view.num_prefix, _first_reused(view)) if is_first else np.empty(0, dtype=np.int64)
         positions = np.union1d(final, observed)
         depths = np.where(np.isin(positions, final), view.num_layers, self._levels.round_up(np.asarray([probe.depth])))
         seq.queue = Rows.of(positions, depths, np.isin(positions, observed))
@@ -288,13 +298,15 @@ def _check_plan(plan: RepairPlan, view: ReuseView) -> None:
         raise SelectorFailed(f"the selector's plan has depths outside 1..{view.num_layers}: mend the selector")
 
 
-def _check_probe(probe: Probe, view: ReuseView) -> None:
+def _check_probe(probe: Probe, view: ReuseView, state: ProbeState) -> None:
     ascending = list(probe.positions) == sorted(set(probe.positions))
     inside = probe.positions and probe.positions[0] >= 0 and probe.positions[-1] < view.num_tokens
     if not (ascending and inside and 1 <= probe.depth <= view.num_layers):
         raise SelectorFailed(
             "the selector's probe is empty, unsorted, or outside the prompt or layers: mend the selector"
         )
+    if state.has_run(np.asarray(probe.positions)).any():
+        raise SelectorFailed("the selector probes rows a second time: mend the selector")
 
 
 def _ask(question: Callable[..., Answer], *arguments: object) -> Answer:

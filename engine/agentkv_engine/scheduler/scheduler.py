@@ -264,6 +264,7 @@ class Scheduler:
                 probe_row_layers=seq.row_layers["probe"],
                 repair_row_layers=seq.row_layers["repair"],
                 fresh_row_layers=seq.row_layers["fresh"],
+                screening_row_layers=seq.row_layers["screening"],
                 fallbacks=tuple(sorted(seq.fallbacks.items())),
             )
         seq.num_emitted += len(new)

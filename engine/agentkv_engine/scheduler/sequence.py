@@ -11,7 +11,7 @@ from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT, KeyTable
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.request import FinishReason, Request, TokenSources
-from agentkv_engine.reuse import PlacedSpan, RepairPlan, ReuseView
+from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView
 
 
 class Phase(Enum):
@@ -71,17 +71,47 @@ class PrivateSlots:
 
 @dataclass(slots=True)
 class ProbeState:
-    """A probe under way: its rows that stand on reused keys borrow scratch slots, and what it has seen so far."""
+    """Probes under way for one plan: rows that stand on reused keys borrow scratch slots; all leave their queries.
+
+    Attributes:
+        scratch: slots that are given back when the plan is made.
+        borrowed_N, shared_slots_KN: positions on reused keys, and the slots to put back there.
+        probes: those asked for so far; the last may be running.
+        positions_R: their rows, in the order in which `queries_LRHD` [layers, R, heads, head_dim] has them.
+    """
 
     scratch: PrivateSlots
-    borrowed_N: np.ndarray
-    shared_slots_KN: np.ndarray
-    positions: tuple[int, ...]
-    record_LRP: torch.Tensor
+    queries_LRHD: torch.Tensor
+    borrowed_N: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    shared_slots_KN: np.ndarray | None = None
+    probes: list[Probe] = field(default_factory=list)
+    positions_R: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def begin(self, probe: Probe, borrowed_N: np.ndarray, shared_slots_KN: np.ndarray) -> None:
+        """Make room for the rows of one more probe, none of which has run yet."""
+        self.probes.append(probe)
+        self.positions_R = np.concatenate([self.positions_R, np.asarray(probe.positions, dtype=np.int64)])
+        self.borrowed_N = np.concatenate([self.borrowed_N, borrowed_N])
+        known = self.shared_slots_KN
+        self.shared_slots_KN = shared_slots_KN if known is None else np.concatenate([known, shared_slots_KN], axis=1)
+        layers, _, *head = self.queries_LRHD.shape
+        more = self.queries_LRHD.new_zeros(layers, len(probe.positions), *head)
+        self.queries_LRHD = torch.cat([self.queries_LRHD, more], dim=1)
+
+    def has_run(self, positions_N: np.ndarray) -> np.ndarray:
+        """Which of these positions are rows of a probe."""
+        return np.isin(positions_N, self.positions_R)
+
+    def shared_slots(self, positions_N: np.ndarray) -> np.ndarray:
+        """Slots [K, N] of the kept keys of reused rows that a probe has run."""
+        assert self.shared_slots_KN is not None
+        order = np.argsort(self.borrowed_N)
+        return self.shared_slots_KN[:, order[np.searchsorted(self.borrowed_N, positions_N, sorter=order)]]
 
     def row_of(self, positions_N: np.ndarray) -> np.ndarray:
         """Where these probe rows stand in the record."""
-        return np.searchsorted(np.asarray(self.positions), positions_N)
+        order = np.argsort(self.positions_R)
+        return order[np.searchsorted(self.positions_R, positions_N, sorter=order)]
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """Preemption, aborts and fairness: nothing is lost, leaked or read unrepaired."""
 
+from agentkv.screening.selectors.propagated_attention import PropagatedAttention
 from agentkv_engine.request import Request, ReuseMode, SamplingParams
 from agentkv_engine.reuse import Probe
 from engine_driver import ONE, FixedPlan, engine_of, keep, prompt_of, run, screened, span_of, steps
@@ -38,6 +39,30 @@ def test_a_frozen_plan_survives_preemption(decoder) -> None:
     again = FixedPlan(plan.depths, plan.probe_rows)
     request = screened("young", reader, span_of(resident, 10), plan=again, sampling=SamplingParams(max_tokens=70))
     assert answers["young"].token_ids == run(alone, request)["young"].token_ids
+
+
+def test_rounds_of_probes_survive_chunks_and_preemption(decoder) -> None:
+    """A rule that runs its candidates in rounds makes the same plan in a crowded pool, and leaves no scratch behind."""
+    author = prompt_of(60, seed=40)
+    reader = prompt_of(10, seed=41) + author[:48] + prompt_of(20, seed=42)
+    rule = PropagatedAttention(ratio=0.25, growth=0.1, rounds=3)
+    answers = []
+    for num_blocks, chunk in ((18, 7), (100, 4096)):
+        engine = engine_of(decoder, num_blocks, max_rows_per_step=chunk)
+        assert engine._tensors.queries is not None
+        engine._tensors.queries = None
+        resident = keep(engine, author, 0, 48, mode=ReuseMode.OFF)
+        old = Request(request_id="old", token_ids=prompt_of(60, seed=43), sampling=SamplingParams(max_tokens=100))
+        young = screened("young", reader, span_of(resident, 10), plan=rule, sampling=SamplingParams(max_tokens=40))
+        answers.append(run(engine, old, young)["young"])
+        engine.release_finished()
+        assert engine.memory().pinned == 0
+    crowded, free = answers
+    assert crowded.token_ids == free.token_ids
+    assert crowded.sources is not None
+    assert free.sources is not None
+    assert crowded.sources.repaired == free.sources.repaired == 12
+    assert free.sources.probe_row_layers == (16 + 3 * 5) * 3
 
 
 def test_a_span_that_a_prefix_hit_had_hidden_is_planned_anew(decoder) -> None:

@@ -1,13 +1,15 @@
 """What each rule picks."""
 
 import pytest
-import torch
 
+from agentkv.screening.selectors.propagated_attention import PropagatedAttention
 from agentkv.screening.selectors.query_attention import QueryAttention
 from agentkv.screening.selectors.random_rows import RandomRows
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.repair_boundary import RepairBoundary
-from agentkv_engine.reuse import Observation, PlacedSpan, RepairPlan, ReuseView
+from agentkv.screening.selectors.value_deviation import ValueDeviation
+from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView
+from drawn_attention import DrawnAttention
 
 SEEN = PlacedSpan(start=20, end=40, handle=1)
 CHANGED = PlacedSpan(start=50, end=90, handle=2, unseen=((0, 50),))
@@ -18,12 +20,12 @@ def view(*spans: PlacedSpan, num_tokens: int = 120, num_prefix: int = 0) -> Reus
     return ReuseView(num_tokens=num_tokens, num_layers=3, num_prefix=num_prefix, spans=spans)
 
 
-def attention(view: ReuseView, positions: tuple[int, ...], shares: dict[int, float]) -> Observation:
+def attention(view: ReuseView, positions: tuple[int, ...], shares: dict[int, float]) -> DrawnAttention:
     """Attention that every probe row of every layer gives to the positions named."""
-    attention_LRP = torch.zeros(view.num_layers, len(positions), view.num_tokens)
+    seen = DrawnAttention.nothing(view, Probe(positions=positions, depth=view.num_layers))
     for position, share in shares.items():
-        attention_LRP[..., position] = share
-    return Observation(positions=positions, attention_LRP=attention_LRP)
+        seen.attention_LPP[:, list(positions), position] = share
+    return seen
 
 
 def test_boundary_takes_the_first_rows_of_changed_spans() -> None:
@@ -48,8 +50,8 @@ def test_query_attention_takes_the_most_attended_of_the_changed() -> None:
 def test_query_attention_averages_layers_and_rows() -> None:
     prompt = view(CHANGED)
     seen = attention(prompt, tuple(range(104, 120)), {})
-    seen.attention_LRP[0, 0, 60] = 0.9  # one row in one layer
-    seen.attention_LRP[:, :, 70] = 0.1  # all of them, a little
+    seen.attention_LPP[0, 104, 60] = 0.9  # one row in one layer
+    seen.attention_LPP[:, 104:, 70] = 0.1  # all of them, a little
     assert QueryAttention(ratio=0.025).plan(prompt, seen).positions == (70,)
 
 
@@ -113,3 +115,39 @@ def test_ratio_must_be_a_share(ratio: float) -> None:
 def test_boundary_must_be_a_count() -> None:
     with pytest.raises(ValueError, match="k -1"):
         RepairBoundary(k=-1)
+
+
+def test_propagated_attention_finds_rows_that_only_stale_rows_read() -> None:
+    """The last row reads 60, 60 reads 75, 75 reads 52: nobody else does. Question attention can't know the last two."""
+    prompt = view(CHANGED)
+    probe = Probe(positions=tuple(range(104, 120)), depth=3)
+    seen = DrawnAttention.nothing(prompt, probe)
+    seen.attention_LPP[2, 119, 60] = 0.5
+    seen.attention_LPP[1, 60, 75] = 0.5
+    seen.attention_LPP[0, 75, 52] = 0.5
+    seen.attention_LPP[:, 110, 80] = 0.4  # read in every layer, by a row that nobody reads
+    chosen = PropagatedAttention(ratio=0.075, growth=0.05, rounds=3).plan(prompt, seen)
+    assert chosen == RepairPlan(positions=(52, 60, 75), depths=(3, 3, 3))
+    by_question = QueryAttention(ratio=0.05).plan(prompt, seen)
+    assert by_question.positions == (60, 80)
+
+
+def test_importance_flows_down_only() -> None:
+    """60 reads 75 in layer 1 and is itself read in layer 1 only: what it holds there was read below."""
+    prompt = view(CHANGED)
+    seen = DrawnAttention.nothing(prompt, Probe(positions=tuple(range(104, 120)), depth=3))
+    seen.attention_LPP[1, 119, 60] = 0.5
+    seen.attention_LPP[1, 60, 75] = 0.5
+    seen.attention_LPP[0, 60, 80] = 0.5
+    chosen = PropagatedAttention(ratio=0.05, growth=0.05, rounds=3).plan(prompt, seen)
+    assert chosen.positions == (60, 80)
+
+
+def test_value_deviation_takes_the_rows_that_change_most() -> None:
+    prompt = view(CHANGED)
+    rule = ValueDeviation(ratio=0.05)
+    probe = rule.probe(prompt)
+    assert probe == Probe(positions=tuple(range(120)), depth=1)
+    seen = DrawnAttention.nothing(prompt, probe)
+    seen.attention_LPP[1, 77, 77], seen.attention_LPP[1, 88, 88], seen.attention_LPP[2, 66, 66] = 2.0, 3.0, 9.0
+    assert rule.plan(prompt, seen).positions == (77, 88)

@@ -1,0 +1,56 @@
+"""CacheBlend's rule: the rows whose V changes most in an early layer."""
+
+from dataclasses import dataclass
+
+from agentkv.screening.selectors.budget import affordable_rows, check_ratio, num_repairable, repairable_positions
+from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueDeviation:
+    """Runs every row through the first layers and repairs those whose V differs most there (arXiv 2405.16444).
+
+    As published in its code: one layer is checked, by the squared distance of V alone, and one set serves all layers
+    above. The probe is as deep as the engine's next allowed depth: allow `layer` among its levels, or it runs them all.
+
+    Attributes:
+        ratio: share of the reused rows' row-layers to spend on repairs, 0 to 1.
+        layer: whose V is compared, 1 or more; K and V of layer 0 never change.
+    """
+
+    ratio: float = 0.16
+    layer: int = 1
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+        if self.layer < 1:
+            raise ValueError(f"layer {self.layer} has the same V in every context: give 1 or more")
+
+    @property
+    def name(self) -> str:
+        """See `Selector.name`."""
+        return f"value_deviation({float(self.ratio)}, {self.layer})"
+
+    def budget(self, view: ReuseView) -> int:
+        """See `BudgetedSelector.budget`."""
+        return affordable_rows(view, self.ratio) * view.num_layers
+
+    def probe(self, view: ReuseView) -> Probe | None:
+        """See `Selector.probe`: all rows behind the exact prefix."""
+        if not 0 < affordable_rows(view, self.ratio) < num_repairable(view):
+            return None
+        return Probe(positions=tuple(range(view.num_prefix, view.num_tokens)), depth=self._checked(view))
+
+    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
+        """See `Selector.plan`: the rows of greatest change, at equal change the earlier one."""
+        candidates = repairable_positions(view)
+        num_chosen = affordable_rows(view, self.ratio)
+        if observation is None:
+            assert num_chosen in (0, len(candidates)), "a choice was to be made, but nothing was observed"
+            return RepairPlan.at_full_depth(candidates[:num_chosen], view.num_layers)
+        changes = observation.value_deviation(min(self._checked(view), view.num_layers - 1), candidates)
+        ranking = changes.argsort(descending=True, stable=True)
+        return RepairPlan.at_full_depth([candidates[n] for n in ranking[:num_chosen].tolist()], view.num_layers)
+
+    def _checked(self, view: ReuseView) -> int:
+        return min(self.layer, view.num_layers)

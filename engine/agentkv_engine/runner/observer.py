@@ -1,0 +1,184 @@
+"""What rows read: head-mean attention from queries that lie ready, over the keys as they are now.
+
+Rows of a probe have left their own queries; reused rows are asked by the queries stored with their keys, which are
+those of their author's context.
+
+Shapes: L layers, R rows asked for, P prompt positions, S keys, H heads, K kv heads, D head dimension.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.levels import Levels
+from agentkv_engine.model.decoder import Decoder
+from agentkv_engine.model.layers import DecoderLayer
+from agentkv_engine.model.rope import rotate
+from agentkv_engine.reuse import Probe
+from agentkv_engine.scheduler.sequence import PrivateSlots, ProbeState, Residence
+
+
+class Observer:
+    """Makes observations for one model and pool.
+
+    Args:
+        decoder: the model; a look is charged in units of one row in one layer of it.
+    """
+
+    def __init__(self, *, pool: KVPool, decoder: Decoder, levels: Levels) -> None:
+        config = decoder.config
+        self.pool = pool
+        self.rope = decoder.rope
+        self.levels = levels
+        self.group_size = config.num_heads // config.num_kv_heads
+        self.output_weights = [cast(DecoderLayer, layer).attention.output.weight for layer in decoder.layers]
+        self.row_layer_flops = config.flops_per_row_layer
+        self._no_queries = torch.empty(
+            config.num_layers, 0, config.num_heads, config.head_dim, dtype=pool.dtype, device=pool.device
+        )
+
+    def probe_state(self, scratch: PrivateSlots) -> ProbeState:
+        """Room for what probes leave; none has run."""
+        return ProbeState(scratch=scratch, queries_LRHD=self._no_queries)
+
+    def observe(self, residence: Residence) -> "LiveObservation":
+        """An observation of a sequence whose probe has run."""
+        assert residence.probe is not None, "nothing has been probed"
+        return LiveObservation(self, residence, residence.probe)
+
+
+class LiveObservation:
+    """Implements `agentkv_engine.reuse.Observation`; valid until the plan is made.
+
+    Attributes:
+        flops: operations spent on looking so far.
+    """
+
+    def __init__(self, observer: Observer, residence: Residence, probe: ProbeState) -> None:
+        self._observer = observer
+        self._residence = residence
+        self._probe = probe
+        self.flops = 0
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """See `Observation.probes`."""
+        return tuple(self._probe.probes)
+
+    @property
+    def has_stored_queries(self) -> bool:
+        """See `Observation.has_stored_queries`."""
+        return self._observer.pool.queries is not None
+
+    @property
+    def row_layers(self) -> int:
+        """Work of looking so far, in rows through one layer."""
+        return -(-self.flops // self._observer.row_layer_flops)
+
+    @torch.inference_mode()
+    def attention(self, layer: int, positions: Sequence[int]) -> Tensor:
+        """See `Observation.attention`."""
+        attention_RP = torch.zeros(len(positions), self._residence.view.num_tokens, device=self._observer.pool.device)
+        if len(positions):
+            look = self._look(layer, positions)
+            for rows, q_RHD in look.queries:
+                visible_RS = look.visible(rows)
+                attention_RP[rows.unsqueeze(1), look.keys] = head_probabilities(q_RHD, look.k_SKD, visible_RS).mean(1)
+        return attention_RP
+
+    @torch.inference_mode()
+    def output_change(self, layer: int, positions: Sequence[int], left_out_RP: Tensor) -> Tensor:
+        """See `Observation.output_change`."""
+        queries = self._observer.pool.queries
+        assert queries is not None, "lengths of hidden states are kept with the queries"
+        change_R = torch.zeros(len(positions), device=self._observer.pool.device)
+        if len(positions) == 0:
+            return change_R
+        look = self._look(layer, positions)
+        for rows, q_RHD in look.queries:
+            visible_RS = look.visible(rows)
+            kept_RS = visible_RS & ~left_out_RP[rows][:, look.keys]
+            difference_RHS = head_probabilities(q_RHD, look.k_SKD, visible_RS)
+            difference_RHS -= head_probabilities(q_RHD, look.k_SKD, kept_RS)
+            change_R[rows] = self._output_length(layer, difference_RHS, look.v_SKD)
+            self.flops += 4 * q_RHD.numel() * len(look.keys)
+        slots = self._tensor(self._query_slots(layer, np.asarray(positions, dtype=np.int64)))
+        return change_R / queries.lengths(layer, slots).clamp(min=1e-6)
+
+    @torch.inference_mode()
+    def value_deviation(self, layer: int, positions: Sequence[int]) -> Tensor:
+        """See `Observation.value_deviation`."""
+        asked, level = np.asarray(positions, dtype=np.int64), self._observer.levels.list_of_layer(layer)
+        _, new_RKD = self._observer.pool.read(layer, self._tensor(self._residence.own_P[asked]))
+        _, kept_RKD = self._observer.pool.read(layer, self._tensor(self._probe.shared_slots(asked)[level]))
+        return (new_RKD.float() - kept_RKD.float()).square().sum(dim=(1, 2))
+
+    def _output_length(self, layer: int, weights_RHS: Tensor, v_SKD: Tensor) -> Tensor:
+        """Length of the attention layer's output [R] for these weights; H is the number of heads or of kv heads."""
+        weights_RKGS = weights_RHS.unflatten(1, (v_SKD.shape[1], -1))
+        mixed_RKGD = torch.einsum("rkgs,skd->rkgd", weights_RKGS, v_SKD.float())
+        groups = self._observer.group_size // weights_RKGS.shape[2]
+        mixed_RE = mixed_RKGD.repeat_interleave(groups, dim=2).flatten(1)
+        return torch.linalg.vector_norm(mixed_RE @ self._observer.output_weights[layer].float().T, dim=-1)
+
+    def _look(self, layer: int, positions: Sequence[int]) -> "_Look":
+        """The queries asked for, and the keys that lie before them now, turned to the reader's positions."""
+        asked = np.asarray(positions, dtype=np.int64)
+        level = self._observer.levels.list_of_layer(layer)
+        key_positions, slots, offsets = self._residence.table.readable(level, int(asked.max()) + 1)
+        k_SKD, v_SKD = self._observer.pool.read(layer, self._tensor(slots))
+        if offsets.any():
+            k_SKD = rotate(k_SKD, self._observer.rope.by_offsets(self._tensor(offsets)))
+        live = self._probe.has_run(asked)
+        kinds = [(rows, q) for rows, q in ((live, self._live), (~live, self._stored)) if rows.any()]
+        queries = [(self._tensor(np.flatnonzero(rows)), q(layer, asked[rows])) for rows, q in kinds]
+        self.flops += sum(2 * q.numel() * len(slots) for _, q in queries)
+        return _Look(queries, self._tensor(asked), self._tensor(key_positions), k_SKD, v_SKD)
+
+    def _live(self, layer: int, positions_R: np.ndarray) -> Tensor:
+        return self._probe.queries_LRHD[layer, self._tensor(self._probe.row_of(positions_R))]
+
+    def _stored(self, layer: int, positions_R: np.ndarray) -> Tensor:
+        """Group means [R, K, D], turned to where the reader sees these rows. Rows that attend in this layer are deeper
+        than it, so their private slots stand in the next layer's list."""
+        queries = self._observer.pool.queries
+        assert queries is not None, "no queries are stored: probe the rows instead"
+        slots = self._query_slots(layer, positions_R)
+        offsets = self._residence.table.offsets_at(positions_R)
+        return rotate(queries.read(layer, self._tensor(slots)), self._observer.rope.by_offsets(self._tensor(offsets)))
+
+    def _query_slots(self, layer: int, positions_R: np.ndarray) -> np.ndarray:
+        slots = self._residence.table.slots_at(positions_R)[self._observer.levels.list_of_queries(layer)]
+        assert (slots >= 0).all(), "these rows are neither reused nor probed"
+        return slots
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._observer.pool.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Queries by kind, each with the rows they belong to; positions of the rows; and the keys and values they see."""
+
+    queries: list[tuple[Tensor, Tensor]]
+    positions: Tensor
+    keys: Tensor
+    k_SKD: Tensor
+    v_SKD: Tensor
+
+    def visible(self, rows: Tensor) -> Tensor:
+        """Which keys each of these rows sees, [R, S]."""
+        return self.keys <= self.positions[rows].unsqueeze(1)
+
+
+def head_probabilities(q_RHD: Tensor, k_SKD: Tensor, visible_RS: Tensor) -> Tensor:
+    """Attention probabilities in float32 [R, H, S], H a multiple of K; all 0 where a row sees nothing."""
+    q_RKGD = q_RHD.float().unflatten(1, (k_SKD.shape[1], -1))
+    scores_RKGS = torch.einsum("rkgd,skd->rkgs", q_RKGD, k_SKD.float()) / q_RHD.shape[-1] ** 0.5
+    scores_RHS = scores_RKGS.flatten(1, 2).masked_fill(~visible_RS.unsqueeze(1), float("-inf"))
+    return scores_RHS.softmax(-1).nan_to_num()

@@ -1,0 +1,47 @@
+"""An observation made up by a test: attention of every row in every layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from agentkv_engine.reuse import Probe, ReuseView
+
+
+@dataclass(slots=True)
+class DrawnAttention:
+    """Implements `Observation`; `attention_LPP` is [layers, rows, keys] over all prompt positions."""
+
+    attention_LPP: torch.Tensor
+    probes: tuple[Probe, ...] = ()
+    has_stored_queries: bool = True
+    asked: list[int] = field(default_factory=list)
+
+    @classmethod
+    def at_random(cls, view: ReuseView, *probes: Probe, seed: int = 0, stored: bool = True) -> "DrawnAttention":
+        """Each row's attention adds up to 1 over the keys before it and its own."""
+        generator = torch.Generator().manual_seed(seed)
+        size = view.num_tokens
+        scores = torch.randn(view.num_layers, size, size, generator=generator)
+        future = torch.ones(size, size, dtype=torch.bool).triu(1)
+        return cls(scores.masked_fill(future, float("-inf")).softmax(-1), probes, stored)
+
+    @classmethod
+    def nothing(cls, view: ReuseView, *probes: Probe) -> "DrawnAttention":
+        """Nobody reads anything: the test writes what it wants into `attention_LPP`."""
+        return cls(torch.zeros(view.num_layers, view.num_tokens, view.num_tokens), probes)
+
+    def attention(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
+        """See `Observation.attention`."""
+        run = {position for probe in self.probes for position in probe.positions}
+        assert self.has_stored_queries or run.issuperset(positions), "these rows were not probed"
+        self.asked += positions
+        return self.attention_LPP[layer, list(positions)]
+
+    def output_change(self, layer: int, positions: Sequence[int], left_out_RP: torch.Tensor) -> torch.Tensor:
+        """See `Observation.output_change`: here, the attention that goes to what is left out."""
+        return (self.attention(layer, positions) * left_out_RP).sum(1)
+
+    def value_deviation(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
+        """See `Observation.value_deviation`: here, what a row pays to itself."""
+        return self.attention_LPP[layer].diagonal()[list(positions)]
