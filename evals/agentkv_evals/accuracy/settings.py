@@ -76,22 +76,13 @@ class Settings:
         Raises:
             AgentKVError: an option that can't be used; the message says what can.
         """
-        every_depth = sorted({depth for each in DEPTHS.values() for depth in each})
-        kinds = cells(
-            chosen(families, list(DEPTHS), "--families"),
-            chosen(depths, every_depth, "--depths"),
-            chosen(topology, TOPOLOGIES, "--topology"),
-            chosen(question, QUESTIONS, "--question"),
-        )
-        if not kinds:
-            raise InvalidRequest(f"no item of {families} has depth {depths}: the families' depths are {DEPTHS}")
         arms = make_arms([*(DEFAULT_RULES if peers else ()), *rules])
         if not arms:
             raise InvalidRequest("no rule to compare: give --selector, or leave --no-peers out", param="selector")
         service = ServiceConfig.from_values(kv_memory=kv_memory, device=device, max_sequences=batch)
         return cls(
             model=model or model_directory(),
-            cells=kinds,
+            cells=_kinds(families, depths, topology, question),
             items=items,
             hops=hops,
             first_seed=first_seed,
@@ -101,3 +92,16 @@ class Settings:
             kv_memory=int(service.kv_memory),
             out=out,
         )
+
+
+def _kinds(families: str | None, depths: str | None, topology: str, question: str) -> list[Cell]:
+    every_depth = sorted({depth for each in DEPTHS.values() for depth in each})
+    kinds = cells(
+        chosen(families, list(DEPTHS), "--families"),
+        chosen(depths, every_depth, "--depths"),
+        chosen(topology, TOPOLOGIES, "--topology"),
+        chosen(question, QUESTIONS, "--question"),
+    )
+    if not kinds:
+        raise InvalidRequest(f"no item of {families} has depth {depths}: the families' depths are {DEPTHS}")
+    return kinds
