@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 
 from agentkv.embedded import model_directory
 from agentkv.errors import AgentKVError, ConfigError, InvalidRequest
+from agentkv.screening.selectors.tail_rows import TailRows
+from agentkv_engine.reuse import PlacedSpan, ReuseView
 from agentkv_evals.accuracy.arms import DEFAULT_RULES, make_arms
 from agentkv_evals.accuracy.bootstrap import paired
 from agentkv_evals.accuracy.cases import Cell, make_case
@@ -208,6 +210,20 @@ def test_arms_are_named_by_their_rules():
     assert len(make_arms(DEFAULT_RULES)) == len(DEFAULT_RULES)
     with pytest.raises(InvalidRequest, match="no such rule"):
         make_arms(["psychic(1)"])
+
+
+def test_tail_rows_takes_the_last_rows_of_changed_spans():
+    changed, seen, short = (
+        PlacedSpan(start=10, end=40, handle=1, unseen=((0, 10),)),
+        PlacedSpan(start=40, end=60, handle=2),
+        PlacedSpan(start=60, end=62, handle=3, num_gone=5),
+    )
+    view = ReuseView(num_tokens=70, num_layers=4, num_prefix=0, spans=(changed, seen, short))
+    assert TailRows(k=3).plan(view, None).positions == (37, 38, 39, 60, 61)
+    assert TailRows(k=3).budget(view) == 5 * 4
+    assert TailRows(k=0).plan(view, None).positions == ()
+    with pytest.raises(ValueError, match="0 or more"):
+        TailRows(k=-1)
 
 
 @pytest.mark.parametrize(
