@@ -111,7 +111,7 @@ class TritonRows:
         """See `AttentionBackend.prepare`. Two copies to the device a launch."""
         dense = [sequence for sequence in sequences if self._dense and _is_dense(sequence)]
         others = [sequence for sequence in sequences if not (self._dense and _is_dense(sequence))]
-        few_rows = self._tile_rows(self._shape(1))
+        few_rows = self._tile_rows(self._shape(1, turned=False))
         few = [sequence for sequence in others if len(sequence.rows) <= few_rows]
         many = [sequence for sequence in others if len(sequence.rows) > few_rows]
         return PreparedRows(
@@ -167,7 +167,8 @@ class TritonRows:
             )
 
     def _launch(self, sequences: list[SequenceRows]) -> Launch:
-        shape = self._shape(max(len(sequence.rows) for sequence in sequences))
+        turned = any(bool(sequence.key_offsets.any()) for sequence in sequences)
+        shape = self._shape(max(len(sequence.rows) for sequence in sequences), turned=turned)
         tile_rows = self._tile_rows(shape)
         num_items = -(-6 * self._num_processors // self._heads[1])
         work = row_items(sequences, tile_rows=tile_rows, num_items=num_items)
@@ -183,23 +184,23 @@ class TritonRows:
             run_starts=parts[5],
             split_rows=parts[6],
             turn_U=self._rope.by_offsets(parts[7]),
-            turned=bool(work.offsets_U.any()),
+            turned=turned,
             num_items=len(work.items_I8),
             num_parts=work.num_parts,
             num_split_rows=len(work.split_rows_X4),
         )
 
-    def _shape(self, num_rows: int) -> TileShape:
-        """Tiles for sequences of at most `num_rows` rows."""
+    def _shape(self, num_rows: int, *, turned: bool) -> TileShape:
+        """Tiles for sequences of at most `num_rows` rows: the fastest of those measured on an H100 (evals/LOG.md)."""
         most = num_rows * self._group_pad
         if most <= max(16, self._group_pad):
-            block_m, block_n, num_warps, num_stages = max(16, self._group_pad), 128, 4, 3
+            block_m, block_n, num_warps, num_stages = max(16, self._group_pad), 64, 2, 3
         elif num_rows < 1024:
             block_m, block_n, num_warps, num_stages = max(64, self._group_pad), 64, 4, 3
         else:
-            block_m, block_n, num_warps, num_stages = max(128, self._group_pad), 64, 8, 3
+            block_m, block_n, num_warps, num_stages = max(128, self._group_pad), 64, 4 if turned else 8, 3
         if self._exact:  # four bytes a number: shared memory holds half as many
-            block_m, block_n, num_stages = min(block_m, max(32, self._group_pad)), 32, 2
+            block_m, block_n, num_warps, num_stages = min(block_m, max(32, self._group_pad)), 32, 4, 2
         if self._heads[2] > 128:
             block_n //= 2
         return TileShape(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
