@@ -23,16 +23,21 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Trains the model of the repository anew, in three pieces of at most ten minutes on one H100 or H200, each resumed from
-# the weights of the one before, and exports it. evals/agentkv_evals/training/LOG.md has what came out.
+# Trains a model like that of the repository from nothing, in three pieces of at most ten minutes on one H100 or H200,
+# each resumed from the weights of the one before, exports it to out/train/model and measures it. The repository's own
+# model came from earlier code and longer pieces: evals/agentkv_evals/training/LOG.md has both.
 TRAIN := $(BIN)/python -m agentkv_evals.training
+TOKENIZER := out/train/tokenizer.json
 train: $(STAMP)
-	$(TRAIN) tokenizer
-	$(TRAIN) train start --minutes 4.2 --seed 0 --out out/train/start
-	$(TRAIN) train middle --resume out/train/start/weights --minutes 8.9 --seed 1 --out out/train/middle
-	$(TRAIN) train finish --resume out/train/middle/weights --minutes 8.8 --seed 2 --out out/train/finish
-	$(TRAIN) export --weights out/train/finish/weights
-	$(TRAIN) evaluate --careless --per-cell 16 --json out/train/evaluation.json
+	$(TRAIN) tokenizer --out $(TOKENIZER)
+	$(TRAIN) train start --minutes 4.2 --seed 10 --tokenizer $(TOKENIZER) --out out/train/start
+	$(TRAIN) train middle --resume out/train/start/weights --minutes 7.4 --seed 11 --tokenizer $(TOKENIZER) \
+		--out out/train/middle
+	$(TRAIN) train finish --resume out/train/middle/weights --minutes 7.4 --seed 12 --tokenizer $(TOKENIZER) \
+		--out out/train/finish
+	$(TRAIN) export --weights out/train/finish/weights --tokenizer $(TOKENIZER) --model out/train/model
+	$(TRAIN) evaluate --model out/train/model --careless --per-cell 16 --workers 8 \
+		--topology parallel --topology chain --topology debate --json out/train/evaluation.json
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
