@@ -130,7 +130,7 @@ class TritonRows:
             k_SKD, v_SKD = pool.read(layer, sequence.key_slots)
             out_AHD[sequence.rows] = _causal(q_AHD[sequence.rows], k_SKD, v_SKD)
         for launch in prepared.launches:
-            self._run(launch, q_AHD, out_AHD, *_stored(pool, layer))
+            self._run(launch, q_AHD, out_AHD, *pool.stored(layer))
         return out_AHD
 
     def _run(self, launch: Launch, q_AHD: Tensor, out_AHD: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -251,8 +251,3 @@ def _causal(q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor) -> Tensor:
     q_1HRD, k_1KRD, v_1KRD = (x.transpose(0, 1).unsqueeze(0) for x in (q_RHD, k_RKD, v_RKD))
     out_1HRD = F.scaled_dot_product_attention(q_1HRD, k_1KRD, v_1KRD, is_causal=True, enable_gqa=True)
     return out_1HRD.squeeze(0).transpose(0, 1)
-
-
-def _stored(pool: KVPool, layer: int) -> tuple[Tensor, Tensor]:
-    """K and V of one layer where they lie, [slots, K, D] each: the kernels read them by slot, without a copy."""
-    return pool._keys[layer], pool._values[layer]

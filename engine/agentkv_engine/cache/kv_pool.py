@@ -56,6 +56,10 @@ class KVPool:
         self._keys[layer].index_copy_(0, slots_S, k_SKD)
         self._values[layer].index_copy_(0, slots_S, v_SKD)
 
+    def stored(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All slots' K and V of one layer, [slots, K, D] each, for back ends that read by slot; not to be written."""
+        return self._keys[layer], self._values[layer]
+
     def read(self, layer: int, slots_S: Tensor) -> tuple[Tensor, Tensor]:
         """A copy of K and V [S, K, D] at these slots of one layer."""
         return self._keys[layer].index_select(0, slots_S), self._values[layer].index_select(0, slots_S)
