@@ -12,6 +12,7 @@ from agentkv.embedded import model_directory
 from agentkv.errors import ConfigError
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
+from agentkv_engine.model.model_config import ModelConfig
 from agentkv_evals.accuracy.arms import FULL
 from agentkv_evals.accuracy.cases import Cell, case_id, make_case
 from agentkv_evals.accuracy.drive import Driver
@@ -56,8 +57,7 @@ def run_accuracy(settings: Settings, console: Console) -> list[Row]:
 
 
 def _measure(settings: Settings, results: RowFile, encoder: Encoder, tokenizer: Tokenizer, console: Console) -> None:
-    config = EngineConfig(kv_memory=settings.kv_memory, max_sequences=settings.batch, device=settings.device)
-    driver = Driver(Engine.from_directory(settings.model, config), settings.batch)
+    driver = Driver(_load_engine(settings), settings.batch)
     digits = frozenset(tokenizer.encode(digit, add_special_tokens=False).ids[0] for digit in "0123456789")
     grader = Grader(driver, digits=digits, run=results.run)
     with progress_bar(console) as progress:
@@ -89,6 +89,18 @@ def _groups(settings: Settings, results: RowFile, encoder: Encoder) -> Iterator[
 def _case_ids(settings: Settings, cell: Cell, seed: int) -> list[str]:
     """The item at every hop."""
     return [case_id(cell, seed, hop) for hop in range(1, settings.hops + 1)]
+
+
+def _load_engine(settings: Settings) -> Engine:
+    """The engine, with the depth 1 beside full depth: a rule that looks at layer 1 is charged for one layer only."""
+    shape = ModelConfig.from_directory(settings.model)
+    config = EngineConfig(
+        kv_memory=settings.kv_memory,
+        max_sequences=settings.batch,
+        device=settings.device,
+        levels=tuple(sorted({1, shape.num_layers})),
+    )
+    return Engine.from_directory(settings.model, config)
 
 
 def _load_tokenizer(model: Path) -> Tokenizer:
