@@ -98,6 +98,11 @@ class ReuseView:
         return sum(span.num_tokens for span in self.spans)
 
     @property
+    def first_reused(self) -> int:
+        """The first reused position; fresh rows before it are final whatever the plan. Without spans, `num_prefix`."""
+        return self.spans[0].start if self.spans else self.num_prefix
+
+    @property
     def changed_positions(self) -> list[int]:
         """Reused positions of spans whose context has changed: the rows a selector chooses from."""
         return [p for span in self.spans if span.context_changed for p in range(span.start, span.end)]

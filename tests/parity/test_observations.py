@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from agentkv.screening.selectors.propagated_attention import PropagatedAttention
+from agentkv.screening.selectors.value_deviation import ValueDeviation
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.model.checkpoint import load_decoder
@@ -151,3 +152,15 @@ def test_rounds_that_run_candidates_see_what_their_own_queries_ask(decoder: Deco
     assert answer.sources.probe_row_layers == len(rows) * 3
     assert answer.sources.screening_row_layers > 0
     assert answer.sources.repaired == 10
+
+
+def test_rows_before_the_first_span_are_not_charged_twice(decoder: Decoder) -> None:
+    """A probe of all rows runs those before the span for good: they are fresh work, once."""
+    engine = Engine(decoder, EngineConfig(levels=(1, 3)))
+    resident = keep(engine, AUTHOR, 20, 70)
+    selector = ValueDeviation(ratio=0.2)
+    answer = run(engine, screened("reader", PROMPT, span_of(resident, START), plan=selector))["reader"]
+    assert answer.sources is not None
+    assert answer.sources.probe_row_layers == len(PROMPT) - START
+    assert answer.sources.repair_row_layers == 10 * 3
+    assert answer.sources.fresh_row_layers == (len(PROMPT) - 50) * 3

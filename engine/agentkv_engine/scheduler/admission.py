@@ -92,7 +92,7 @@ class Admission:
         probe.scratch.release()
         residence.probe = None
         self._freeze(seq, answer)
-        self._queue_planned(seq, num_done=_first_reused(residence.view))
+        self._queue_planned(seq, num_done=residence.view.first_reused)
 
     def index(self, seq: Sequence, *, num_tokens: int) -> None:
         """Put the full blocks of the first `num_tokens` computed positions into the prefix index."""
@@ -192,7 +192,7 @@ class Admission:
         reused = observed[_mask_of(residence.reused, len(seq.token_ids))[observed]]
         is_first = not state.probes
         state.begin(probe, reused, table.slots_at(reused))
-        final = np.arange(view.num_prefix, _first_reused(view)) if is_first else np.empty(0, dtype=np.int64)
+        final = np.arange(view.num_prefix, view.first_reused) if is_first else np.empty(0, dtype=np.int64)
         positions = np.union1d(final, observed)
         depths = np.where(np.isin(positions, final), view.num_layers, self._levels.round_up(np.asarray([probe.depth])))
         seq.queue = Rows.of(positions, depths, np.isin(positions, observed))
@@ -248,10 +248,6 @@ def _first_logits(seq: Sequence) -> int:
     if seq.request.forced_output is not None and seq.request.return_logits:
         return min(seq.num_prompt - 1 + seq.num_emitted, seq.num_to_forward - 1)
     return seq.num_to_forward - 1
-
-
-def _first_reused(view: ReuseView) -> int:
-    return min([span.start for span in view.spans], default=view.num_prefix)
 
 
 def _mask_of(spans: Ordered[PlacedSpan], size: int) -> np.ndarray:

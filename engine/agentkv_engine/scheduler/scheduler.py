@@ -243,12 +243,14 @@ class Scheduler:
         return None
 
     def _charge(self, seq: Sequence, rows: Rows) -> None:
-        """Count the layers that ran for the prompt, by kind of work."""
+        """Count the layers that ran for the prompt, by kind of work.
+
+        Rows before the first span are final, probed or not: they are fresh work."""
         in_prompt = rows.positions < seq.num_prompt
         reused = np.zeros(len(rows), dtype=bool)
         for span in seq.held.reused:
             reused |= (rows.positions >= span.start) & (rows.positions < span.end)
-        probe = rows.observed
+        probe = rows.observed & (rows.positions >= seq.held.view.first_reused)
         for kind, which in (("probe", probe), ("repair", reused & ~probe), ("fresh", ~reused & ~probe)):
             seq.row_layers[kind] += int(rows.depths[which & in_prompt].sum())
 
