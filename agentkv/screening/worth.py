@@ -39,8 +39,9 @@ class WorthCheck:
         return None
 
     def cost(self, view: ReuseView, selector: BudgetedSelector) -> int:
-        """Predicted row-layers with reuse: fresh rows, probe, and the most that the selector may repair."""
+        """Predicted row-layers with reuse: fresh rows, the first probe (through all layers, the only depth that the
+        service's engine allows), and the most that the selector may repair. Later probes are not foreseen."""
         fresh = (view.num_tokens - view.num_prefix - view.num_reused) * view.num_layers
         probe = selector.probe(view)
-        look = (len(probe.positions) + self.pass_rows) * probe.depth if probe else 0
+        look = (len(probe.positions) + self.pass_rows) * view.num_layers if probe else 0
         return fresh + look + selector.budget(view)

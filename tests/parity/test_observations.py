@@ -11,6 +11,7 @@ from agentkv.screening.selectors.propagated_attention import PropagatedAttention
 from agentkv.screening.selectors.value_deviation import ValueDeviation
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
+from agentkv_engine.errors import SelectorFailed
 from agentkv_engine.model.checkpoint import load_decoder
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.rope import rotate
@@ -164,3 +165,41 @@ def test_rows_before_the_first_span_are_not_charged_twice(decoder: Decoder) -> N
     assert answer.sources.probe_row_layers == len(PROMPT) - START
     assert answer.sources.repair_row_layers == 10 * 3
     assert answer.sources.fresh_row_layers == (len(PROMPT) - 50) * 3
+
+
+def test_an_exported_resident_comes_back_with_queries_and_lengths(decoder: Decoder) -> None:
+    nothing_seen = torch.ones(50, len(PROMPT), dtype=torch.bool)
+
+    def at(o: Observation) -> torch.Tensor:
+        return torch.stack([o.output_change(2, SPAN, nothing_seen), o.attention(1, SPAN).amax(1)])
+
+    tail, saw = range(len(PROMPT) - 10, len(PROMPT)), []
+    source = Engine(decoder, EngineConfig(store_queries=True))
+    exported = source.export(keep(source, AUTHOR, 20, 70).handle)
+    for engine in (source, Engine(decoder, EngineConfig(store_queries=True))):
+        selector = Look(tail, at)
+        run(engine, screened("reader", PROMPT, span_of(engine.load(exported), START), plan=selector))
+        saw.append(selector.saw[0])
+    assert torch.allclose(saw[0], look(decoder, tail, at), atol=1e-2)
+    assert torch.allclose(saw[0], saw[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_what_no_probe_ran_is_refused_or_asked_of_the_store(decoder: Decoder, stored: bool) -> None:
+    """A row that was probed through one layer has no live query above it; a fresh row has no V to differ from."""
+
+    def ask(what: Callable[[Observation], object]) -> object:
+        engine = Engine(decoder, EngineConfig(store_queries=stored, levels=(1, 3)))
+        selector = Look(range(START, len(PROMPT)), what, depth=1)
+        request = screened("reader", PROMPT, span_of(keep(engine, AUTHOR, 20, 70), START), plan=selector)
+        answer = run(engine, request)["reader"]
+        assert engine.memory().pinned == 0 or answer.error is None
+        return answer.error or selector.saw[0]
+
+    high = ask(lambda o: o.attention(2, SPAN))
+    assert isinstance(high, torch.Tensor if stored else SelectorFailed)
+    if isinstance(high, torch.Tensor):
+        assert high.std(dim=1).min() > 1e-4  # not the uniform attention of an empty query
+    assert isinstance(ask(lambda o: o.value_deviation(0, [len(PROMPT) - 1])), SelectorFailed)
+    assert isinstance(ask(lambda o: o.value_deviation(2, [START])), SelectorFailed)
+    assert isinstance(ask(lambda o: o.attention(0, [len(PROMPT)])), SelectorFailed)

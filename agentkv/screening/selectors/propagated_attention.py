@@ -101,8 +101,9 @@ class Reads:
 
     def look_at(self, positions: Sequence[int]) -> None:
         """Take in what these rows read, in all layers."""
-        looks = [self._observation.attention(layer, positions) for layer in range(self._view.num_layers)]
-        tops = [look.topk(min(STRONGEST, look.shape[1]), dim=1) for look in looks]
+        width = min(STRONGEST, self._view.num_tokens)
+        layers = range(self._view.num_layers)
+        tops = [self._observation.attention(layer, positions).topk(width, dim=1) for layer in layers]
         self._strongest.append((torch.stack([t.values for t in tops]), torch.stack([t.indices for t in tops])))
         self.positions += positions
 

@@ -42,7 +42,11 @@ class QueryStore:
 
     def write_lengths(self, layer: int, slots_A: Tensor, hidden_AE: Tensor) -> None:
         """Keep the lengths of these rows' hidden states behind one layer."""
-        self._lengths[layer].index_copy_(0, slots_A, torch.linalg.vector_norm(hidden_AE, dim=-1, dtype=torch.float32))
+        self.set_lengths(layer, slots_A, torch.linalg.vector_norm(hidden_AE, dim=-1, dtype=torch.float32))
+
+    def set_lengths(self, layer: int, slots_A: Tensor, lengths_A: Tensor) -> None:
+        """Keep lengths that are known already."""
+        self._lengths[layer].index_copy_(0, slots_A, lengths_A)
 
     def lengths(self, layer: int, slots_S: Tensor) -> Tensor:
         """Lengths of the hidden states of these slots behind one layer, float32 [S]."""

@@ -29,6 +29,7 @@ class ResidentTensors:
         homes_N: int64, the position at which each K is rotated.
         k_LNKD, v_LNKD: on CPU, in the pool's dtype.
         q_LNKD: queries (group means, float32, rotated at home) where the pool stores them.
+        lengths_LN: with them, lengths of the hidden states behind every layer.
     """
 
     token_ids: tuple[int, ...]
@@ -38,6 +39,7 @@ class ResidentTensors:
     k_LNKD: Tensor
     v_LNKD: Tensor
     q_LNKD: Tensor | None = None
+    lengths_LN: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Residents:
             self._tensors.read(layer, self._device_slots(kept.keys.slots_KN[self._levels.list_of_layer(layer)]))
             for layer in range(self._tensors.num_layers)
         ]
+        queries, lengths = self._queries_of(kept.keys)
         return ResidentTensors(
             token_ids=kept.resident.token_ids,
             exact=kept.resident.exact,
@@ -114,7 +117,8 @@ class Residents:
             homes_N=torch.from_numpy(np.arange(len(kept.keys)) - kept.keys.offsets_N),
             k_LNKD=torch.stack([k for k, _ in layers]).cpu(),
             v_LNKD=torch.stack([v for _, v in layers]).cpu(),
-            q_LNKD=self._queries_of(kept.keys),
+            q_LNKD=queries,
+            lengths_LN=lengths,
         )
 
     def load(self, tensors: ResidentTensors) -> Resident:
@@ -133,8 +137,11 @@ class Residents:
             device_slots = self._device_slots(slots)
             k, v = tensors.k_LNKD[layer], tensors.v_LNKD[layer]
             self._tensors.write(layer, device_slots, k.to(device_slots.device), v.to(device_slots.device))
-            if self._tensors.queries is not None and tensors.q_LNKD is not None:
-                self._tensors.queries.write(layer, device_slots, tensors.q_LNKD[layer].to(device_slots.device))
+            if (store := self._tensors.queries) is not None:
+                assert tensors.q_LNKD is not None
+                assert tensors.lengths_LN is not None
+                store.write(layer, device_slots, tensors.q_LNKD[layer].to(device_slots.device))
+                store.set_lengths(layer, device_slots, tensors.lengths_LN[layer].to(device_slots.device))
         keys = Keys(np.tile(slots, (len(self._levels), 1)), np.arange(num_tokens) - tensors.homes_N.numpy())
         resident = self.keep(tensors.token_ids, keys, 0, exact=tensors.exact, hops=tensors.hops)
         self._pool.unpin(blocks)
@@ -148,20 +155,24 @@ class Residents:
                     f"KV of shape {tuple(given.shape)} and {given.dtype} can't be loaded: this pool holds {here} and "
                     f"{self._tensors.dtype}; export it from an engine of the same model and dtype"
                 )
-        if self._tensors.queries is not None and (tensors.q_LNKD is None or tuple(tensors.q_LNKD.shape) != here):
+        if self._tensors.queries is not None and (
+            tensors.q_LNKD is None or tensors.lengths_LN is None or tuple(tensors.q_LNKD.shape) != here
+        ):
             raise RequestRefused(
                 "this pool stores queries and the KV to load has none of its shape: export it from an engine with "
                 "store_queries, or turn it off"
             )
 
-    def _queries_of(self, keys: Keys) -> Tensor | None:
-        """Queries of the deepest rows at each position: they are those that attended in a layer."""
+    def _queries_of(self, keys: Keys) -> tuple[Tensor | None, Tensor | None]:
+        """Queries, and lengths of hidden states, of the rows that attended in each layer."""
         queries = self._tensors.queries
         if queries is None:
-            return None
+            return None, None
         lists = [self._levels.list_of_queries(layer) for layer in range(self._tensors.num_layers)]
-        parts = [queries.read(layer, self._device_slots(keys.slots_KN[n])) for layer, n in enumerate(lists)]
-        return torch.stack(parts).cpu()
+        slots = [self._device_slots(keys.slots_KN[number]) for number in lists]
+        vectors = torch.stack([queries.read(layer, here) for layer, here in enumerate(slots)])
+        lengths = torch.stack([queries.lengths(layer, here) for layer, here in enumerate(slots)])
+        return vectors.cpu(), lengths.cpu()
 
     def _find(self, handle: int | None) -> _Kept:
         if handle is None or handle not in self._kept:

@@ -103,8 +103,8 @@ class InputBuilder:
             yield RecordedRows(
                 indices=rows.tolist(),
                 rows=self._tensor(rows),
-                into=self._tensor(probe.row_of(order.positions_N[rows])),
-                queries_LRHD=probe.queries_LRHD,
+                into=self._tensor(probe.records[-1].row_of(order.positions_N[rows])),
+                queries_LRHD=probe.records[-1].queries_LRHD,
             )
 
     def _attention(self, items: tuple[ScheduledSeq, ...], order: _RowOrder) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ those of their author's context.
 Shapes: L layers, R rows asked for, P prompt positions, S keys, H heads, K kv heads, D head dimension.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,7 +20,7 @@ from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.layers import DecoderLayer
 from agentkv_engine.model.rope import rotate
 from agentkv_engine.reuse import Probe
-from agentkv_engine.scheduler.sequence import PrivateSlots, ProbeState, Residence
+from agentkv_engine.scheduler.sequence import ProbeRecord, ProbeState, Residence
 
 
 class Observer:
@@ -38,13 +38,12 @@ class Observer:
         self.group_size = config.num_heads // config.num_kv_heads
         self.output_weights = [cast(DecoderLayer, layer).attention.output.weight for layer in decoder.layers]
         self.row_layer_flops = config.flops_per_row_layer
-        self._no_queries = torch.empty(
-            config.num_layers, 0, config.num_heads, config.head_dim, dtype=pool.dtype, device=pool.device
-        )
+        self._query_shape = (config.num_heads, config.head_dim)
 
-    def probe_state(self, scratch: PrivateSlots) -> ProbeState:
-        """Room for what probes leave; none has run."""
-        return ProbeState(scratch=scratch, queries_LRHD=self._no_queries)
+    def record(self, probe: Probe) -> ProbeRecord:
+        """Room for what a probe will leave."""
+        shape = (probe.depth, len(probe.positions), *self._query_shape)
+        return ProbeRecord(probe, torch.zeros(shape, dtype=self.pool.dtype, device=self.pool.device))
 
     def observe(self, residence: Residence) -> "LiveObservation":
         """An observation of a sequence whose probe has run."""
@@ -68,7 +67,7 @@ class LiveObservation:
     @property
     def probes(self) -> tuple[Probe, ...]:
         """See `Observation.probes`."""
-        return tuple(self._probe.probes)
+        return tuple(record.probe for record in self._probe.records)
 
     @property
     def has_stored_queries(self) -> bool:
@@ -102,11 +101,12 @@ class LiveObservation:
         look = self._look(layer, positions)
         for rows, q_RHD in look.queries:
             visible_RS = look.visible(rows)
-            kept_RS = visible_RS & ~left_out_RP[rows][:, look.keys]
+            kept_RS = visible_RS & ~left_out_RP.to(visible_RS.device)[rows][:, look.keys]
             difference_RHS = head_probabilities(q_RHD, look.k_SKD, visible_RS)
             difference_RHS -= head_probabilities(q_RHD, look.k_SKD, kept_RS)
             change_R[rows] = self._output_length(layer, difference_RHS, look.v_SKD)
             self.flops += 4 * q_RHD.numel() * len(look.keys)
+        self.flops += 2 * len(positions) * self._observer.output_weights[layer].numel()
         slots = self._tensor(self._query_slots(layer, np.asarray(positions, dtype=np.int64)))
         return change_R / queries.lengths(layer, slots).clamp(min=1e-6)
 
@@ -114,6 +114,10 @@ class LiveObservation:
     def value_deviation(self, layer: int, positions: Sequence[int]) -> Tensor:
         """See `Observation.value_deviation`."""
         asked, level = np.asarray(positions, dtype=np.int64), self._observer.levels.list_of_layer(layer)
+        ran = [record.positions for record in self._probe.records if layer <= record.probe.depth]
+        assert np.isin(asked, np.intersect1d(self._probe.borrowed_N, np.concatenate([*ran, asked[:0]]))).all(), (
+            "not all of these are reused rows that a probe has run to this layer"
+        )
         _, new_RKD = self._observer.pool.read(layer, self._tensor(self._residence.own_P[asked]))
         _, kept_RKD = self._observer.pool.read(layer, self._tensor(self._probe.shared_slots(asked)[level]))
         return (new_RKD.float() - kept_RKD.float()).square().sum(dim=(1, 2))
@@ -129,19 +133,26 @@ class LiveObservation:
     def _look(self, layer: int, positions: Sequence[int]) -> "_Look":
         """The queries asked for, and the keys that lie before them now, turned to the reader's positions."""
         asked = np.asarray(positions, dtype=np.int64)
+        assert ((asked >= 0) & (asked < self._residence.view.num_tokens)).all(), "these are no rows of the prompt"
         level = self._observer.levels.list_of_layer(layer)
         key_positions, slots, offsets = self._residence.table.readable(level, int(asked.max()) + 1)
         k_SKD, v_SKD = self._observer.pool.read(layer, self._tensor(slots))
         if offsets.any():
             k_SKD = rotate(k_SKD, self._observer.rope.by_offsets(self._tensor(offsets)))
-        live = self._probe.has_run(asked)
-        kinds = [(rows, q) for rows, q in ((live, self._live), (~live, self._stored)) if rows.any()]
-        queries = [(self._tensor(np.flatnonzero(rows)), q(layer, asked[rows])) for rows, q in kinds]
+        queries = [(self._tensor(rows), q_RHD) for rows, q_RHD in self._queries(layer, asked)]
         self.flops += sum(2 * q.numel() * len(slots) for _, q in queries)
         return _Look(queries, self._tensor(asked), self._tensor(key_positions), k_SKD, v_SKD)
 
-    def _live(self, layer: int, positions_R: np.ndarray) -> Tensor:
-        return self._probe.queries_LRHD[layer, self._tensor(self._probe.row_of(positions_R))]
+    def _queries(self, layer: int, asked: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Indices into the rows asked for, with their queries: of a probe that ran them here, else stored."""
+        left = np.ones(len(asked), dtype=bool)
+        for record in self._probe.records:
+            rows = np.flatnonzero(np.isin(asked, record.positions))
+            if layer < record.probe.depth and len(rows):
+                left[rows] = False
+                yield rows, record.queries_LRHD[layer, self._tensor(record.row_of(asked[rows]))]
+        if left.any():
+            yield np.flatnonzero(left), self._stored(layer, asked[left])
 
     def _stored(self, layer: int, positions_R: np.ndarray) -> Tensor:
         """Group means [R, K, D], turned to where the reader sees these rows. Rows that attend in this layer are deeper

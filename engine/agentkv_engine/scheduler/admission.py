@@ -169,7 +169,7 @@ class Admission:
         view, selector = seq.held.view, seq.request.selector
         if seq.plan is None or not _was_planned(seq, view):
             if selector is not None and view.spans and (probe := _ask(selector.probe, view)) is not None:
-                seq.held.probe = self._observer.probe_state(PrivateSlots(self._pool))
+                seq.held.probe = ProbeState(PrivateSlots(self._pool))
                 _check_probe(probe, view, seq.held.probe)
                 self._queue_probe(seq, probe)
                 return
@@ -179,7 +179,9 @@ class Admission:
             self._freeze(seq, plan)
         self._queue_planned(seq, num_done=0)
 
-    def _freeze(self, seq: Sequence, plan: RepairPlan) -> None:
+    def _freeze(self, seq: Sequence, plan: object) -> None:
+        if not isinstance(plan, RepairPlan):
+            raise SelectorFailed(f"the selector answered {type(plan).__name__}, not a plan: mend the selector")
         _check_plan(plan, seq.held.view)
         seq.plan, seq.planned_spans = plan, seq.held.view.spans
 
@@ -190,8 +192,8 @@ class Admission:
         assert state is not None
         observed = np.asarray(probe.positions, dtype=np.int64)
         reused = observed[_mask_of(residence.reused, len(seq.token_ids))[observed]]
-        is_first = not state.probes
-        state.begin(probe, reused, table.slots_at(reused))
+        is_first = not state.records
+        state.begin(self._observer.record(probe), reused, table.slots_at(reused))
         final = np.arange(view.num_prefix, view.first_reused) if is_first else np.empty(0, dtype=np.int64)
         positions = np.union1d(final, observed)
         depths = np.where(np.isin(positions, final), view.num_layers, self._levels.round_up(np.asarray([probe.depth])))
@@ -296,12 +298,13 @@ def _check_plan(plan: RepairPlan, view: ReuseView) -> None:
 
 def _check_probe(probe: Probe, view: ReuseView, state: ProbeState) -> None:
     ascending = list(probe.positions) == sorted(set(probe.positions))
-    inside = probe.positions and probe.positions[0] >= 0 and probe.positions[-1] < view.num_tokens
+    inside = probe.positions and view.num_prefix <= probe.positions[0] and probe.positions[-1] < view.num_tokens
     if not (ascending and inside and 1 <= probe.depth <= view.num_layers):
         raise SelectorFailed(
-            "the selector's probe is empty, unsorted, or outside the prompt or layers: mend the selector"
+            "the selector's probe is empty, unsorted, outside the prompt behind its exact prefix, or outside the layers: "
+            "mend the selector"
         )
-    if state.has_run(np.asarray(probe.positions)).any():
+    if state.names(np.asarray(probe.positions)).any():
         raise SelectorFailed("the selector probes rows a second time: mend the selector")
 
 

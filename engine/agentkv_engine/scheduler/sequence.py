@@ -69,49 +69,54 @@ class PrivateSlots:
         self.blocks, self._unused = [], []
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeRecord:
+    """What one probe leaves: the queries of its rows, in order of position, [probe depth, rows, heads, head_dim]."""
+
+    probe: Probe
+    queries_LRHD: torch.Tensor
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Its rows' positions, ascending."""
+        return np.asarray(self.probe.positions, dtype=np.int64)
+
+    def row_of(self, positions_N: np.ndarray) -> np.ndarray:
+        """Where these rows stand in the record."""
+        return np.searchsorted(self.positions, positions_N)
+
+
 @dataclass(slots=True)
 class ProbeState:
-    """Probes under way for one plan: rows that stand on reused keys borrow scratch slots; all leave their queries.
+    """Probes for one plan: rows that stand on reused keys borrow scratch slots; all leave their queries.
 
     Attributes:
         scratch: slots that are given back when the plan is made.
+        records: of the probes asked for so far; the last may be running.
         borrowed_N, shared_slots_KN: positions on reused keys, and the slots to put back there.
-        probes: those asked for so far; the last may be running.
-        positions_R: their rows, in the order in which `queries_LRHD` [layers, R, heads, head_dim] has them.
     """
 
     scratch: PrivateSlots
-    queries_LRHD: torch.Tensor
+    records: list[ProbeRecord] = field(default_factory=list)
     borrowed_N: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     shared_slots_KN: np.ndarray | None = None
-    probes: list[Probe] = field(default_factory=list)
-    positions_R: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
-    def begin(self, probe: Probe, borrowed_N: np.ndarray, shared_slots_KN: np.ndarray) -> None:
-        """Make room for the rows of one more probe, none of which has run yet."""
-        self.probes.append(probe)
-        self.positions_R = np.concatenate([self.positions_R, np.asarray(probe.positions, dtype=np.int64)])
+    def begin(self, record: ProbeRecord, borrowed_N: np.ndarray, shared_slots_KN: np.ndarray) -> None:
+        """One more probe, none of whose rows has been named before."""
+        self.records.append(record)
         self.borrowed_N = np.concatenate([self.borrowed_N, borrowed_N])
         known = self.shared_slots_KN
         self.shared_slots_KN = shared_slots_KN if known is None else np.concatenate([known, shared_slots_KN], axis=1)
-        layers, _, *head = self.queries_LRHD.shape
-        more = self.queries_LRHD.new_zeros(layers, len(probe.positions), *head)
-        self.queries_LRHD = torch.cat([self.queries_LRHD, more], dim=1)
 
-    def has_run(self, positions_N: np.ndarray) -> np.ndarray:
+    def names(self, positions_N: np.ndarray) -> np.ndarray:
         """Which of these positions are rows of a probe."""
-        return np.isin(positions_N, self.positions_R)
+        return np.isin(positions_N, [position for record in self.records for position in record.probe.positions])
 
     def shared_slots(self, positions_N: np.ndarray) -> np.ndarray:
         """Slots [K, N] of the kept keys of reused rows that a probe has run."""
         assert self.shared_slots_KN is not None
         order = np.argsort(self.borrowed_N)
         return self.shared_slots_KN[:, order[np.searchsorted(self.borrowed_N, positions_N, sorter=order)]]
-
-    def row_of(self, positions_N: np.ndarray) -> np.ndarray:
-        """Where these probe rows stand in the record."""
-        order = np.argsort(self.positions_R)
-        return order[np.searchsorted(self.positions_R, positions_N, sorter=order)]
 
 
 @dataclass(slots=True)
