@@ -301,7 +301,7 @@ def _check_probe(probe: Probe, view: ReuseView, state: ProbeState) -> None:
     inside = probe.positions and view.num_prefix <= probe.positions[0] and probe.positions[-1] < view.num_tokens
     if not (ascending and inside and 1 <= probe.depth <= view.num_layers):
         raise SelectorFailed(
-            "the selector's probe is empty, unsorted, or not inside the prompt (behind its exact prefix) and the layers: "
+            "the selector's probe is empty, unsorted, or not inside prompt (behind its exact prefix) and layers: "
             "mend the selector"
         )
     if state.names(np.asarray(probe.positions)).any():
