@@ -1,9 +1,12 @@
 """What every rule shares: which rows may be repaired, and how many of them a share of the work buys."""
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
-from agentkv_engine.reuse import PlacedSpan, ReuseView, Selector
+from torch import Tensor
+
+from agentkv_engine.reuse import PlacedSpan, RepairPlan, ReuseView, Selector
 
 
 class BudgetedSelector(Selector, Protocol):
@@ -38,6 +41,18 @@ def affordable_rows(view: ReuseView, ratio: float) -> int:
     """Rows at full depth that `ratio` of the reused rows' row-layers buys, at most all that may be chosen."""
     rounding = 1e-9  # 0.29 * 100 is a hair below 29
     return min(num_repairable(view), math.floor(ratio * view.num_reused + rounding))
+
+
+def plan_without_choice(view: ReuseView, ratio: float) -> RepairPlan | None:
+    """The plan where `ratio` buys none of the rows or all of them, so that nothing need be looked at; else None."""
+    candidates, count = repairable_positions(view), affordable_rows(view, ratio)
+    return None if 0 < count < len(candidates) else RepairPlan.at_full_depth(candidates[:count], view.num_layers)
+
+
+def best(scores_N: Tensor, positions: Sequence[int], count: int) -> list[int]:
+    """The `count` positions of highest score, at equal score the earlier one; `scores_N` has one for each of them."""
+    ranking = scores_N.argsort(descending=True, stable=True)
+    return [positions[n] for n in ranking[:count].tolist()]
 
 
 def check_ratio(ratio: float) -> None:

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agentkv.screening.selectors.budget import affordable_rows, check_ratio, num_repairable, repairable_positions
+from agentkv.screening.selectors.budget import (
+    affordable_rows,
+    best,
+    check_ratio,
+    plan_without_choice,
+    repairable_positions,
+)
 from agentkv.screening.selectors.probe_rows import trailing_rows
 from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
 
@@ -56,17 +62,16 @@ class PropagatedAttention:
 
     def probe(self, view: ReuseView) -> Probe | None:
         """See `Selector.probe`: the prompt's last rows through all layers; None where there is no choice to make."""
-        if not 0 < affordable_rows(view, self.ratio) < num_repairable(view):
+        if plan_without_choice(view, self.ratio) is not None:
             return None
         return Probe(positions=trailing_rows(view), depth=view.num_layers)
 
     def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan | Probe:
         """See `Selector.plan`: one more probe while candidates are to be run, then the most important rows."""
-        candidates = repairable_positions(view)
-        num_chosen = affordable_rows(view, self.ratio)
-        if observation is None:
-            assert num_chosen in (0, len(candidates)), "a choice was to be made, but nothing was observed"
-            return RepairPlan.at_full_depth(candidates[:num_chosen], view.num_layers)
+        if (plan := plan_without_choice(view, self.ratio)) is not None:
+            return plan
+        assert observation is not None, "a choice is to be made, but nothing was observed"
+        candidates, num_chosen = repairable_positions(view), affordable_rows(view, self.ratio)
         reads = Reads(observation, view)
         reads.look_at([position for probe in observation.probes for position in probe.positions])
         for _ in range(len(observation.probes) - 1, self.rounds):
@@ -76,13 +81,13 @@ class PropagatedAttention:
             if not observation.has_stored_queries:
                 return Probe(positions=tuple(sorted(more)), depth=view.num_layers)
             reads.look_at(more)
-        return RepairPlan.at_full_depth(_best(reads.importance(), candidates, num_chosen), view.num_layers)
+        return RepairPlan.at_full_depth(best(reads.importance()[candidates], candidates, num_chosen), view.num_layers)
 
     def _next_candidates(self, view: ReuseView, reads: Reads, candidates: Sequence[int]) -> list[int]:
         """The most important rows that nobody has looked at yet."""
         known = set(reads.positions)
         unknown = [position for position in candidates if position not in known]
-        return _best(reads.importance(), unknown, math.ceil(self.growth * view.num_reused))
+        return best(reads.importance()[unknown], unknown, math.ceil(self.growth * view.num_reused))
 
 
 MOST_ROUNDS = 16
@@ -121,9 +126,3 @@ class Reads:
             total_P += flow_P.sqrt()
             importance_P = torch.maximum(importance_P, flow_P)
         return total_P
-
-
-def _best(importance_P: Tensor, positions: Sequence[int], count: int) -> list[int]:
-    """The positions of greatest importance, at equal importance the earlier one."""
-    ranking = importance_P[list(positions)].argsort(descending=True, stable=True)
-    return [positions[n] for n in ranking[:count].tolist()]

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from agentkv.screening.selectors.budget import affordable_rows, check_ratio, num_repairable, repairable_positions
+from agentkv.screening.selectors.budget import (
+    affordable_rows,
+    best,
+    check_ratio,
+    plan_without_choice,
+    repairable_positions,
+)
 from agentkv.screening.selectors.probe_rows import trailing_rows
 from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
 
@@ -35,18 +41,16 @@ class QueryAttention:
 
     def probe(self, view: ReuseView) -> Probe | None:
         """See `Selector.probe`: the prompt's last rows through all layers; None where there is no choice to make."""
-        if not 0 < affordable_rows(view, self.ratio) < num_repairable(view):
+        if plan_without_choice(view, self.ratio) is not None:
             return None
         return Probe(positions=trailing_rows(view), depth=view.num_layers)
 
     def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
         """See `Selector.plan`: the most attended rows, at equal attention the earlier one."""
-        candidates = repairable_positions(view)
-        num_chosen = affordable_rows(view, self.ratio)
-        if observation is None:
-            assert num_chosen in (0, len(candidates)), "a choice was to be made, but the probe's attention is not here"
-            return RepairPlan.at_full_depth(candidates[:num_chosen], view.num_layers)
+        if (plan := plan_without_choice(view, self.ratio)) is not None:
+            return plan
+        assert observation is not None, "a choice is to be made, but nothing was observed"
+        candidates, num_chosen = repairable_positions(view), affordable_rows(view, self.ratio)
         rows = observation.probes[0].positions
         attention_P = torch.stack([observation.attention(n, rows).mean(0) for n in range(view.num_layers)]).mean(0)
-        ranking = attention_P[candidates].argsort(descending=True, stable=True)
-        return RepairPlan.at_full_depth([candidates[i] for i in ranking[:num_chosen].tolist()], view.num_layers)
+        return RepairPlan.at_full_depth(best(attention_P[candidates], candidates, num_chosen), view.num_layers)

@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from agentkv.screening.selectors.budget import affordable_rows, check_ratio, num_repairable, repairable_positions
+from agentkv.screening.selectors.budget import (
+    affordable_rows,
+    best,
+    check_ratio,
+    plan_without_choice,
+    repairable_positions,
+)
 from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
 
 
@@ -37,20 +43,18 @@ class ValueDeviation:
 
     def probe(self, view: ReuseView) -> Probe | None:
         """See `Selector.probe`: all rows behind the exact prefix."""
-        if not 0 < affordable_rows(view, self.ratio) < num_repairable(view):
+        if plan_without_choice(view, self.ratio) is not None:
             return None
         return Probe(positions=tuple(range(view.num_prefix, view.num_tokens)), depth=self._checked(view))
 
     def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
         """See `Selector.plan`: the rows of greatest change, at equal change the earlier one."""
-        candidates = repairable_positions(view)
-        num_chosen = affordable_rows(view, self.ratio)
-        if observation is None:
-            assert num_chosen in (0, len(candidates)), "a choice was to be made, but nothing was observed"
-            return RepairPlan.at_full_depth(candidates[:num_chosen], view.num_layers)
+        if (plan := plan_without_choice(view, self.ratio)) is not None:
+            return plan
+        assert observation is not None, "a choice is to be made, but nothing was observed"
+        candidates, num_chosen = repairable_positions(view), affordable_rows(view, self.ratio)
         changes = observation.value_deviation(min(self._checked(view), view.num_layers - 1), candidates)
-        ranking = changes.argsort(descending=True, stable=True)
-        return RepairPlan.at_full_depth([candidates[n] for n in ranking[:num_chosen].tolist()], view.num_layers)
+        return RepairPlan.at_full_depth(best(changes, candidates, num_chosen), view.num_layers)
 
     def _checked(self, view: ReuseView) -> int:
         return min(self.layer, view.num_layers)
