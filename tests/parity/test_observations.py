@@ -203,3 +203,15 @@ def test_what_no_probe_ran_is_refused_or_asked_of_the_store(decoder: Decoder, st
     assert isinstance(ask(lambda o: o.value_deviation(0, [len(PROMPT) - 1])), SelectorFailed)
     assert isinstance(ask(lambda o: o.value_deviation(2, [START])), SelectorFailed)
     assert isinstance(ask(lambda o: o.attention(0, [len(PROMPT)])), SelectorFailed)
+
+
+def test_tiles_of_rows_change_nothing(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = range(START, len(PROMPT))
+    nothing_seen = torch.ones(len(rows), len(PROMPT), dtype=torch.bool)
+
+    def at(o: Observation) -> torch.Tensor:
+        return torch.stack([o.attention(1, rows).amax(1), o.output_change(2, rows, nothing_seen)])
+
+    whole = look(decoder, rows, at)
+    monkeypatch.setattr("agentkv_engine.runner.observer.MOST_PROBABILITIES", 7 * 4 * len(PROMPT))
+    assert torch.allclose(look(decoder, rows, at), whole, atol=1e-6)

@@ -22,6 +22,9 @@ from agentkv_engine.model.rope import rotate
 from agentkv_engine.reuse import Probe
 from agentkv_engine.scheduler.sequence import ProbeRecord, ProbeState, Residence
 
+MOST_PROBABILITIES = 1 << 26
+"""Attention probabilities, over rows, heads and keys, that are held at once: a look takes its rows in tiles."""
+
 
 class Observer:
     """Makes observations for one model and pool.
@@ -139,7 +142,10 @@ class LiveObservation:
         k_SKD, v_SKD = self._observer.pool.read(layer, self._tensor(slots))
         if offsets.any():
             k_SKD = rotate(k_SKD, self._observer.rope.by_offsets(self._tensor(offsets)))
-        queries = [(self._tensor(rows), q_RHD) for rows, q_RHD in self._queries(layer, asked)]
+        queries: list[tuple[Tensor, Tensor]] = []
+        for rows, q_RHD in self._queries(layer, asked):
+            tile = max(1, MOST_PROBABILITIES // (q_RHD.shape[1] * len(slots)))
+            queries += zip(self._tensor(rows).split(tile), q_RHD.split(tile), strict=True)
         self.flops += sum(2 * q.numel() * len(slots) for _, q in queries)
         return _Look(queries, self._tensor(asked), self._tensor(key_positions), k_SKD, v_SKD)
 
@@ -174,7 +180,7 @@ class LiveObservation:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """Queries by kind, each with the rows they belong to; positions of the rows; and the keys and values they see."""
+    """Queries in tiles, each with the rows they belong to; positions of the rows; and the keys and values they see."""
 
     queries: list[tuple[Tensor, Tensor]]
     positions: Tensor
