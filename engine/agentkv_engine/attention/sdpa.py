@@ -49,7 +49,7 @@ class SdpaBackend:
             k_SKD, v_SKD = pool.read(layer, sequence.key_slots)
             if sequence.turn is not None:
                 k_SKD = rotate(k_SKD, sequence.turn)
-            out_AHD[sequence.rows] = _attention(q_RHD, k_SKD, v_SKD, sequence.mask_RS)
+            out_AHD[sequence.rows] = torch_attention(q_RHD, k_SKD, v_SKD, sequence.mask_RS)
         return out_AHD
 
     def _prepare(self, sequence: SequenceRows) -> PreparedSequence:
@@ -78,7 +78,8 @@ class SdpaBackend:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
-def _attention(q_RHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask_RS: Tensor | None) -> Tensor:
+def torch_attention(q_RHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask_RS: Tensor | None) -> Tensor:
+    """Attention [R, H, D] of rows over keys; without a mask several rows are plain causal, one row sees all keys."""
     q_1HRD, k_1KSD, v_1KSD = (x.transpose(0, 1).unsqueeze(0) for x in (q_RHD, k_SKD, v_SKD))
     out_1HRD = F.scaled_dot_product_attention(
         q_1HRD, k_1KSD, v_1KSD, attn_mask=mask_RS, is_causal=mask_RS is None and len(q_RHD) > 1, enable_gqa=True

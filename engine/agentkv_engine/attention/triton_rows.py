@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from agentkv_engine.attention import triton_kernels
 from agentkv_engine.attention.row_items import RowItems, row_items
 from agentkv_engine.attention.rows import SequenceRows
+from agentkv_engine.attention.sdpa import torch_attention
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.model.rope import RotaryEmbedding, Rotation
 
@@ -128,7 +128,7 @@ class TritonRows:
         out_AHD = torch.empty_like(q_AHD)
         for sequence in prepared.dense:
             k_SKD, v_SKD = pool.read(layer, sequence.key_slots)
-            out_AHD[sequence.rows] = _causal(q_AHD[sequence.rows], k_SKD, v_SKD)
+            out_AHD[sequence.rows] = torch_attention(q_AHD[sequence.rows], k_SKD, v_SKD, None)
         for launch in prepared.launches:
             self._run(launch, q_AHD, out_AHD, *pool.stored(layer))
         return out_AHD
@@ -245,9 +245,3 @@ def _is_dense(sequence: SequenceRows) -> bool:
         and np.array_equal(sequence.positions, np.arange(len(sequence.key_slots)))
         and np.array_equal(sequence.key_positions, sequence.positions)
     )
-
-
-def _causal(q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor) -> Tensor:
-    q_1HRD, k_1KRD, v_1KRD = (x.transpose(0, 1).unsqueeze(0) for x in (q_RHD, k_RKD, v_RKD))
-    out_1HRD = F.scaled_dot_product_attention(q_1HRD, k_1KRD, v_1KRD, is_causal=True, enable_gqa=True)
-    return out_1HRD.squeeze(0).transpose(0, 1)

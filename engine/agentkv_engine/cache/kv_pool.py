@@ -57,7 +57,7 @@ class KVPool:
         self._values[layer].index_copy_(0, slots_S, v_SKD)
 
     def stored(self, layer: int) -> tuple[Tensor, Tensor]:
-        """All slots' K and V of one layer, [slots, K, D] each, for back ends that read by slot; not to be written."""
+        """All slots' K and V of one layer, [slots, K, D] each, for those that read by slot; not to be written."""
         return self._keys[layer], self._values[layer]
 
     def read(self, layer: int, slots_S: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,12 +102,13 @@ class LiveObservation:
         if len(positions) == 0:
             return change_R
         look = self._look(layer, positions)
+        v_SKD = self._observer.pool.stored(layer)[1][look.slots_S]
         for rows, q_RHD in look.queries:
             visible_RS = look.visible(rows)
             kept_RS = visible_RS & ~left_out_RP.to(visible_RS.device)[rows][:, look.keys]
             difference_RHS = head_probabilities(q_RHD, look.k_SKD, visible_RS)
             difference_RHS -= head_probabilities(q_RHD, look.k_SKD, kept_RS)
-            change_R[rows] = self._output_length(layer, difference_RHS, look.v_SKD)
+            change_R[rows] = self._output_length(layer, difference_RHS, v_SKD)
             self.flops += 4 * q_RHD.numel() * len(look.keys)
         self.flops += 2 * len(positions) * self._observer.output_weights[layer].numel()
         slots = self._tensor(self._query_slots(layer, np.asarray(positions, dtype=np.int64)))
@@ -121,8 +122,9 @@ class LiveObservation:
         assert np.isin(asked, np.intersect1d(self._probe.borrowed_N, np.concatenate([*ran, asked[:0]]))).all(), (
             "not all of these are reused rows that a probe has run to this layer"
         )
-        _, new_RKD = self._observer.pool.read(layer, self._tensor(self._residence.own_P[asked]))
-        _, kept_RKD = self._observer.pool.read(layer, self._tensor(self._probe.shared_slots(asked)[level]))
+        _, values = self._observer.pool.stored(layer)
+        new_RKD = values[self._tensor(self._residence.own_P[asked])]
+        kept_RKD = values[self._tensor(self._probe.shared_slots(asked)[level])]
         return (new_RKD.float() - kept_RKD.float()).square().sum(dim=(1, 2))
 
     def _output_length(self, layer: int, weights_RHS: Tensor, v_SKD: Tensor) -> Tensor:
@@ -139,7 +141,9 @@ class LiveObservation:
         assert ((asked >= 0) & (asked < self._residence.view.num_tokens)).all(), "these are no rows of the prompt"
         level = self._observer.levels.list_of_layer(layer)
         key_positions, slots, offsets = self._residence.table.readable(level, int(asked.max()) + 1)
-        k_SKD, v_SKD = self._observer.pool.read(layer, self._tensor(slots))
+        slots_S = self._tensor(slots)
+        keys, _ = self._observer.pool.stored(layer)
+        k_SKD = keys[slots_S]
         if offsets.any():
             k_SKD = rotate(k_SKD, self._observer.rope.by_offsets(self._tensor(offsets)))
         queries: list[tuple[Tensor, Tensor]] = []
@@ -147,7 +151,7 @@ class LiveObservation:
             tile = max(1, MOST_PROBABILITIES // (q_RHD.shape[1] * len(slots)))
             queries += zip(self._tensor(rows).split(tile), q_RHD.split(tile), strict=True)
         self.flops += sum(2 * q.numel() * len(slots) for _, q in queries)
-        return _Look(queries, self._tensor(asked), self._tensor(key_positions), k_SKD, v_SKD)
+        return _Look(queries, self._tensor(asked), self._tensor(key_positions), slots_S, k_SKD)
 
     def _queries(self, layer: int, asked: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Indices into the rows asked for, with their queries: of a probe that ran them here, else stored."""
@@ -180,13 +184,13 @@ class LiveObservation:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """Queries in tiles, each with the rows they belong to; positions of the rows; and the keys and values they see."""
+    """Queries in tiles, each with the rows they belong to; positions of the rows; and where the keys they see lie."""
 
     queries: list[tuple[Tensor, Tensor]]
     positions: Tensor
     keys: Tensor
+    slots_S: Tensor
     k_SKD: Tensor
-    v_SKD: Tensor
 
     def visible(self, rows: Tensor) -> Tensor:
         """Which keys each of these rows sees, [R, S]."""

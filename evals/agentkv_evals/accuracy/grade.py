@@ -72,21 +72,18 @@ class Grader:
 
     def _write(self, asks: Sequence[Ask], residents: dict[str, Resident]) -> None:
         """Let every author read its own context, and keep its message."""
-        requests = {request.request_id: request for ask in asks for request in author_requests(ask.case)}
-        contents = {
-            request_id: message.content
+        authored = {
+            request.request_id: (request, len(message.content))
             for ask in asks
-            for request_id, message in zip(
-                (request.request_id for request in author_requests(ask.case)), ask.case.authored, strict=True
-            )
+            for request, message in zip(author_requests(ask.case), ask.case.authored, strict=True)
         }
 
         def keep(request_id: str) -> None:
-            end = len(requests[request_id].token_ids)
-            start = end - len(contents[request_id])
-            residents[request_id] = self._driver.engine.keep(request_id, start, end)
+            request, length = authored[request_id]
+            end = len(request.token_ids)
+            residents[request_id] = self._driver.engine.keep(request_id, end - length, end)
 
-        self._driver.run(requests.values(), keep)
+        self._driver.run((request for request, _ in authored.values()), keep)
 
     def _hop(
         self, asks: Sequence[Ask], full: Mapping[str, Reply], residents: dict[str, Resident], *, is_last: bool
