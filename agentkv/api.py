@@ -4,10 +4,10 @@ Nothing here imports torch. `agentkv.service.Service` is the implementation of `
 the same thing behind a URL.
 """
 
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 class Reuse(StrEnum):
@@ -19,6 +19,21 @@ class Reuse(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A tool that an assistant calls.
+
+    Attributes:
+        call_id: pairs the call with the tool message that answers it.
+        name: the tool.
+        arguments: a JSON object as text.
+    """
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatMessage:
     """One message of a chat.
 
@@ -26,11 +41,69 @@ class ChatMessage:
         role: `system`, `user`, `assistant` or `tool`.
         content: text; parts of text are joined before they get here.
         name: the agent that wrote it, where the client says so.
+        tool_calls: what an assistant called.
+        tool_call_id: the call that a tool message answers.
+        reasoning: what a reasoning model thought before its content; most templates leave it out.
     """
 
     role: str
     content: str
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A tool that a model may call.
+
+    Attributes:
+        name: letters, digits, underscores and dashes.
+        description: what it does, for the model.
+        parameters: JSON schema of its arguments, an object; None takes any object.
+        strict: hold the arguments to the schema also where the model is free to call or not.
+    """
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolUse:
+    """The tools of a chat, and whether its reply has to call any.
+
+    Attributes:
+        tools: all of them, as the model is told.
+        choice: `none` calls none, `auto` leaves it to the model, `required` calls at least one.
+        only: names of those that may be called; none named means all.
+        parallel: several calls in one reply.
+    """
+
+    tools: tuple[Tool, ...]
+    choice: Literal["none", "auto", "required"] = "auto"
+    only: tuple[str, ...] = ()
+    parallel: bool = True
+
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """Those that may be called."""
+        return tuple(tool for tool in self.tools if not self.only or tool.name in self.only)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseFormat:
+    """A reply that is JSON of a schema, held to it token by token.
+
+    Attributes:
+        schema: JSON schema.
+        name: what the client calls it, for messages.
+    """
+
+    schema: Mapping[str, Any]
+    name: str = "response_format"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +112,10 @@ class ChatRequest:
 
     Attributes:
         messages: the conversation; the reply is written by the agent that the prompt is for.
+        prompt: a text or its tokens to continue as they are, without a chat template, instead of `messages`.
+        tools: tools that the reply may or must call; they are called in the text format of the model's template.
+        response_format: hold the reply to a JSON schema.
+        template_options: variables of the model's chat template, e.g. {"enable_thinking": False}.
         max_tokens: most tokens to generate; None means as many as the context length leaves.
         temperature: 0 is greedy.
         stop: strings that end the reply; they are cut from it.
@@ -51,7 +128,11 @@ class ChatRequest:
         return_logits: put each token's logits into the deltas (evaluation; in process only).
     """
 
-    messages: tuple[ChatMessage, ...]
+    messages: tuple[ChatMessage, ...] = ()
+    prompt: str | tuple[int, ...] | None = None
+    tools: ToolUse | None = None
+    response_format: ResponseFormat | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     temperature: float = 0.0
     stop: tuple[str, ...] = ()
@@ -82,6 +163,8 @@ class ReuseUsage:
         selector: the rule that chose the repaired rows, empty when none was asked.
         agent: label used in statistics.
         misses: reasons why reuse did not happen where it might have, with counts.
+        estimated_kl: estimate of the divergence of the next token from that of full prefill; None where no rule gave
+            one.
     """
 
     prefix: int = 0
@@ -94,15 +177,20 @@ class ReuseUsage:
     selector: str = ""
     agent: str = ""
     misses: dict[str, int] = field(default_factory=dict)
+    estimated_kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts and times of one chat. Times are seconds from `submit`."""
+    """Token counts and times of one chat. Times are seconds from `submit`.
+
+    `reasoning_tokens` are those of `completion_tokens` that the model thought with.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     reuse: ReuseUsage
+    reasoning_tokens: int = 0
     ttft: float | None = None
     duration: float | None = None
 
@@ -111,6 +199,28 @@ class Usage:
         """Prompt tokens that were not computed: OpenAI's `prompt_tokens_details.cached_tokens`."""
         return self.reuse.prefix + self.reuse.reused
 
+    def with_completions(self, usages: "Iterable[Usage]") -> "Usage":
+        """This usage with the reply tokens of several chats over the same prompt."""
+        counts = [(usage.completion_tokens, usage.reasoning_tokens) for usage in usages]
+        completion, reasoning = (sum(column) for column in zip(*counts, strict=True))
+        return replace(self, completion_tokens=completion, reasoning_tokens=reasoning)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """A piece of a tool call.
+
+    Attributes:
+        index: which of the reply's calls.
+        call_id, name: set in the call's first piece.
+        arguments: new text of the arguments, may be empty.
+    """
+
+    index: int
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatDelta:
@@ -118,13 +228,17 @@ class ChatDelta:
 
     Attributes:
         text: new text, may be empty.
+        reasoning: new text of what the model thinks before it answers.
+        tool_calls: new pieces of tool calls.
         token_ids: the tokens behind it.
         logits: torch.Tensor [len(token_ids), vocabulary] where the request asked for it.
-        finish_reason: `stop`, `length` or `abort`, set in the last delta.
+        finish_reason: `stop`, `tool_calls`, `length` or `abort`, set in the last delta.
         usage: set in the last delta.
     """
 
-    text: str
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
     token_ids: tuple[int, ...] = ()
     logits: Any = None
     finish_reason: str | None = None

@@ -1,6 +1,6 @@
 """Chats on the wire, as far as both ends must agree: what the client sends, and what it makes of the server's answers.
 
-The server checks requests in `agentkv.server.chat_body` and builds replies in `agentkv.server.reply`.
+The server checks requests in `agentkv.server.chat.body` and builds replies in `agentkv.server.chat.reply`.
 """
 
 import json

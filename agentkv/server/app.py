@@ -14,9 +14,10 @@ import agentkv
 from agentkv.errors import ServiceClosed
 from agentkv.metrics import Metrics
 from agentkv.server.auth import Authenticator
-from agentkv.server.chat import chat_routes
+from agentkv.server.chat.routes import chat_routes
 from agentkv.server.errors import install_error_handlers
 from agentkv.server.operations import HostedService, model_routes, operation_routes
+from agentkv.server.serving import Serving
 from agentkv.server.settings import ServerSettings
 
 
@@ -28,7 +29,8 @@ def create_app(service: HostedService, settings: ServerSettings | None = None) -
     # Bodies are read and checked by `read_body`, not by FastAPI, so it has no schema of them to publish.
     app = FastAPI(title="agentkv", version=agentkv.__version__, openapi_url=None, redirect_slashes=False)
     install_error_handlers(app)
-    app.include_router(chat_routes(service, settings, metrics, auth))
+    serving = Serving(service=service, settings=settings, metrics=metrics, auth=auth)
+    app.include_router(chat_routes(serving))
     app.include_router(model_routes(service, int(time.time()), auth))
     app.include_router(operation_routes(service, metrics, auth))
     return app

@@ -37,6 +37,7 @@ USAGE = {
         "selector": "query_attention(0.2)",
         "agent": "writer",
         "misses": {"too_short": 1},
+        "estimated_kl": None,
         "ttft": 0.25,
         "duration": 0.5,
     },

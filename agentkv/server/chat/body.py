@@ -83,7 +83,20 @@ class ChatBody(BaseModel):
     agent_hint: Label | None = None
     agentkv: VendorBody | None = None
 
-    def to_request(self, default_temperature: float) -> ChatRequest:
+    @property
+    def num_choices(self) -> int:
+        """How many replies are asked for."""
+        return 1
+
+    def to_requests(self, default_temperature: float) -> list[ChatRequest]:
+        """A chat for each choice.
+
+        Raises:
+            ApiError: 400, a field that this version can't honour.
+        """
+        return [self._to_request(default_temperature)]
+
+    def _to_request(self, default_temperature: float) -> ChatRequest:
         """The chat that is asked for.
 
         Raises:

@@ -1,0 +1,58 @@
+"""What every endpoint that runs chats does: read and check a body, submit, count, and hand the client what comes."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from agentkv.api import ChatRequest, ChatService
+from agentkv.metrics import Metrics
+from agentkv.server.auth import Authenticator
+from agentkv.server.body import Body, read_body
+from agentkv.server.errors import ApiError, from_service_error, model_not_found
+from agentkv.server.served_chat import ServedChat, ServedChats
+from agentkv.server.settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """A service, and what the server knows beside it. Endpoint families take their routes' needs from here."""
+
+    service: ChatService
+    settings: ServerSettings
+    metrics: Metrics
+    auth: Authenticator
+
+    async def read(self, request: Request, model: type[Body]) -> Body:
+        """The request's body; see `read_body`."""
+        return await read_body(request, model, self.settings.max_body_bytes)
+
+    def check_model(self, asked: str) -> None:
+        """Raises ApiError 404 for a model that is not served."""
+        if asked != self.service.model_id:
+            raise model_not_found(asked, self.service.model_id)
+
+    async def submit(self, requests: Sequence[ChatRequest], tenant: str) -> ServedChats:
+        """Start a chat for each choice; if one can't be started, none is.
+
+        Raises:
+            ApiError: what can never run.
+        """
+        started: list[ServedChat] = []
+        try:
+            for request in requests:
+                # In a thread: tokenising a long prompt takes a while, and other streams go on meanwhile.
+                stream = await asyncio.to_thread(self.service.submit, request, tenant=tenant)
+                started.append(ServedChat(stream, self.metrics))
+        except Exception:
+            for chat in started:
+                chat.leave()
+            raise
+        return ServedChats(started)
+
+    def refusal(self, error: Exception) -> ApiError:
+        """The answer to a request of which no chat ran, counted."""
+        failure = from_service_error(error)
+        self.metrics.count_request(failure.code or str(failure.status))
+        return failure
