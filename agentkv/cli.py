@@ -115,7 +115,7 @@ def serve(
     from agentkv.service import Service  # noqa: PLC0415
 
     keys = (*(api_key or ()), *(_read_keys(api_key_file) if api_key_file else ()))
-    server_settings = settings.ServerSettings(api_keys=keys, access_log=access_log)
+    server_settings = settings.ServerSettings.from_values(api_keys=keys, access_log=access_log)
     config = ServiceConfig.from_values(
         kv_memory=kv_memory,
         reuse=reuse,

@@ -1,42 +1,23 @@
 """Settings of the middleware, from code, flags or environment (`AGENTKV_*`). Nothing else reads the environment."""
 
+from typing import Self
+
 from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agentkv.api import Reuse
 from agentkv.errors import ConfigError
 
+ENV_PREFIX = "AGENTKV_"
 
-class ServiceConfig(BaseSettings):
-    """Settings of one service. Values not given are read from `AGENTKV_<NAME>`, then take the default.
 
-    Attributes:
-        kv_memory: most bytes of KV in the pool, e.g. `2GiB`.
-        reuse: what chats may read unless they say otherwise. Screening is opt-in until its error is calibrated.
-        selector: rule that chooses repaired rows of screened chats unless they say otherwise.
-        context_length: most tokens of prompt and reply; None takes the model's.
-        max_rows_per_step: rows (prefill, decode, probe, repair) of one engine step.
-        max_sequences: chats that run at once; more wait.
-        device: `cpu` or `cuda`.
-        store_queries: keep queries beside keys (an eighth more memory at float32, a quarter at bfloat16): rules which
-            ask reused rows what they read then need not run them.
-        min_segment_tokens: shorter messages, and shorter matches inside messages, are not worth keeping.
-    """
+class Settings(BaseSettings):
+    """Values not given are read from `AGENTKV_<NAME>`, then take the default."""
 
-    model_config = SettingsConfigDict(env_prefix="AGENTKV_", frozen=True, extra="forbid")
-
-    kv_memory: ByteSize = Field(default=ByteSize(1 << 30), gt=0)
-    reuse: Reuse = Reuse.EXACT
-    selector: str = "query_attention(0.2)"
-    context_length: int | None = Field(default=None, ge=2)
-    max_rows_per_step: int = Field(default=1024, ge=1)
-    max_sequences: int = Field(default=64, ge=1)
-    device: str = "cpu"
-    store_queries: bool = False
-    min_segment_tokens: int = Field(default=16, ge=1)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
     @classmethod
-    def from_values(cls, **values: object) -> "ServiceConfig":
+    def from_values(cls, **values: object) -> Self:
         """Settings from flags; those that are None are left to environment and defaults.
 
         Raises:
@@ -45,5 +26,51 @@ class ServiceConfig(BaseSettings):
         try:
             return cls(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
         except ValidationError as error:
-            problems = [f"{e['loc'][0]}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
-            raise ConfigError(f"settings can't be used: {'; '.join(problems)}") from None
+            raise unusable(error) from None
+
+
+def unusable(error: ValidationError) -> ConfigError:
+    """What pydantic found wrong, in one line. Values that may be secret are not shown."""
+    problems = []
+    for problem in error.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else "settings"
+        got = "" if name in _SECRET else f" (got {problem['input']!r})"
+        message = "no such setting" if problem["type"] == "extra_forbidden" else problem["msg"]
+        problems.append(f"{name}: {message}{got}")
+    return ConfigError(f"settings can't be used: {'; '.join(problems)}")
+
+
+_SECRET = ("api_keys", "tenant_salt")
+
+
+class ServiceConfig(Settings):
+    """Settings of one service.
+
+    Attributes:
+        kv_memory: most bytes of KV in the pool, e.g. `2GiB`.
+        reuse: what chats may read unless they say otherwise. Screening is opt-in until its error is calibrated.
+        selector: rule that chooses repaired rows of screened chats unless they say otherwise.
+        context_length: most tokens of prompt and reply; None takes the model's.
+        max_prompt_tokens: longer prompts are refused; None leaves it to the context length.
+        max_reply_tokens: chats may ask for at most so many tokens; None leaves it to the context length.
+        max_rows_per_step: rows (prefill, decode, probe, repair) of one engine step.
+        max_sequences: chats that run at once; more wait.
+        max_kept_per_tenant: most bytes of kept segments of one tenant, whose oldest go first; None sets no limit.
+        device: `cpu` or `cuda`.
+        store_queries: keep queries beside keys (an eighth more memory at float32, a quarter at bfloat16): rules which
+            ask reused rows what they read then need not run them.
+        min_segment_tokens: shorter messages, and shorter matches inside messages, are not worth keeping.
+    """
+
+    kv_memory: ByteSize = Field(default=ByteSize(1 << 30), gt=0)
+    reuse: Reuse = Reuse.EXACT
+    selector: str = "query_attention(0.2)"
+    context_length: int | None = Field(default=None, ge=2)
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    max_reply_tokens: int | None = Field(default=None, ge=1)
+    max_rows_per_step: int = Field(default=1024, ge=1)
+    max_sequences: int = Field(default=64, ge=1)
+    max_kept_per_tenant: ByteSize | None = Field(default=None, gt=0)
+    device: str = "cpu"
+    store_queries: bool = False
+    min_segment_tokens: int = Field(default=16, ge=1)

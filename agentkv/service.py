@@ -173,7 +173,7 @@ class Service:
         if chat.forced_reply is not None:
             end = self._tokenizer.end_of_turn_id
             forced = self._tokenizer.encode(chat.forced_reply) + (() if end is None else (end,))
-        room = self.context_length - len(prompt.token_ids)
+        room = min(self.context_length - len(prompt.token_ids), self._config.max_reply_tokens or self.context_length)
         if forced is not None and len(forced) > room:
             raise ContextTooLong(f"the forced reply has {len(forced)} tokens, and the prompt leaves room for {room}")
         return Request(
@@ -206,8 +206,18 @@ class Service:
             )
         if num_tokens == 0:
             raise InvalidRequest("the chat template made no prompt of these messages: give a message", param="messages")
+        allowed = self._config.max_prompt_tokens
+        if allowed is not None and num_tokens > allowed:
+            raise ContextTooLong(
+                f"the prompt has {num_tokens} tokens, and this server takes {allowed}: shorten the messages"
+            )
         if chat.max_tokens is not None and chat.max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {chat.max_tokens}: ask for at least 1", param="max_tokens")
+        most = self._config.max_reply_tokens
+        if most is not None and chat.max_tokens is not None and chat.max_tokens > most:
+            raise InvalidRequest(
+                f"max_tokens is {chat.max_tokens}, and this server gives at most {most}", param="max_tokens"
+            )
         if not -(1 << 63) <= (chat.seed or 0) < 1 << 63:
             raise InvalidRequest(f"seed is {chat.seed}: give one of 64 bits, or none", param="seed")
         if not 0 <= chat.temperature < float("inf"):

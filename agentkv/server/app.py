@@ -16,7 +16,9 @@ from agentkv.metrics import Metrics
 from agentkv.server.auth import Authenticator
 from agentkv.server.chat.routes import chat_routes
 from agentkv.server.errors import install_error_handlers
+from agentkv.server.gate import Gate
 from agentkv.server.operations import HostedService, model_routes, operation_routes
+from agentkv.server.request_id import RequestIds
 from agentkv.server.serving import Serving
 from agentkv.server.settings import ServerSettings
 
@@ -25,11 +27,13 @@ def create_app(service: HostedService, settings: ServerSettings | None = None) -
     """The OpenAI-compatible API over `service`, which stays the caller's to close."""
     settings = settings or ServerSettings()
     metrics = Metrics(max_agent_labels=settings.max_agent_labels, kv_bytes=lambda: _kv_bytes(service))
-    auth = Authenticator(settings.api_keys)
+    salt = settings.tenant_salt
+    auth = Authenticator(settings.api_keys, salt.get_secret_value().encode() if salt is not None else None)
     # Bodies are read and checked by `read_body`, not by FastAPI, so it has no schema of them to publish.
     app = FastAPI(title="agentkv", version=agentkv.__version__, openapi_url=None, redirect_slashes=False)
     install_error_handlers(app)
-    serving = Serving(service=service, settings=settings, metrics=metrics, auth=auth)
+    app.add_middleware(RequestIds)
+    serving = Serving(service=service, settings=settings, metrics=metrics, auth=Gate(auth, settings))
     app.include_router(chat_routes(serving))
     app.include_router(model_routes(service, int(time.time()), auth))
     app.include_router(operation_routes(service, metrics, auth))

@@ -1,11 +1,10 @@
 """Who asks: API keys and the tenant that is derived from them.
 
 A tenant stands at the root of every key under which KV is kept, so it must be nothing that a caller can choose or
-guess: the timing of cache hits would tell one user what another has asked (CVE-2025-46570). It is a keyed hash of the
-API key with a salt that is drawn when the process starts.
+guess: the timing of cache hits would tell one user what another has asked (CVE-2025-46570). It is an HMAC of the API
+key with a secret salt: drawn when the process starts, unless servers that share kept KV are given one.
 """
 
-import hashlib
 import hmac
 import secrets
 
@@ -15,10 +14,15 @@ from agentkv.server.errors import ApiError
 
 
 class Authenticator:
-    """Checks the bearer token and names the tenant; a FastAPI dependency."""
+    """Checks the bearer token and names the tenant; a FastAPI dependency.
 
-    def __init__(self, api_keys: tuple[str, ...]) -> None:
-        self._salt = secrets.token_bytes(32)
+    Args:
+        api_keys: those that are let in; none lets everybody in, as one tenant.
+        salt: secret; None draws one.
+    """
+
+    def __init__(self, api_keys: tuple[str, ...], salt: bytes | None = None) -> None:
+        self._salt = salt or secrets.token_bytes(32)
         self._tenants = tuple(self._hash(key.encode("utf-8")) for key in api_keys)
 
     async def __call__(self, request: Request) -> str:
@@ -29,18 +33,24 @@ class Authenticator:
         """
         if not self._tenants:
             return ""
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        key = _key_of(request)
+        if not key:
             raise self._refused("no API key was given: send it as `Authorization: Bearer KEY`")
-        tenant = self._hash(key.strip().encode("latin-1"))  # headers are bytes, decoded as latin-1
+        tenant = self._hash(key.encode("latin-1"))  # headers are bytes, decoded as latin-1
         # All are compared, each in constant time: neither place nor prefix of a key can be timed.
         if sum(hmac.compare_digest(tenant, known) for known in self._tenants) == 0:
             raise self._refused("the API key is not known to this server")
         return tenant
 
     def _hash(self, key: bytes) -> str:
-        return hashlib.blake2b(key, key=self._salt, digest_size=16).hexdigest()
+        return hmac.digest(self._salt, key, "sha256").hex()
 
     @staticmethod
     def _refused(message: str) -> ApiError:
         return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _key_of(request: Request) -> str:
+    """The key as OpenAI's clients send it, or as Anthropic's do; empty where there is none."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "").strip()

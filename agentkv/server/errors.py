@@ -3,7 +3,8 @@
     {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 
 `type` is `invalid_request_error` for the caller's mistakes (4xx) and `server_error` for ours (5xx); `code` is the short
-machine-readable word. Internal errors are logged with their trace and answered without it.
+machine-readable word. Internal errors are logged with their trace and answered without it: the request's id, which
+every answer has in `x-request-id`, leads from one to the other.
 """
 
 import logging
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from agentkv.errors import AgentKVError, InvalidRequest, ServiceClosed
+from agentkv.server.request_id import HEADER, request_id
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,11 @@ def client_gone() -> ApiError:
     return ApiError(499, "the client closed the connection", code="client_closed_request")
 
 
+def internal_error(name: str) -> ApiError:
+    """What a client is told of a fault of ours: which request it was, and nothing of its inside."""
+    return ApiError(500, f"internal error: see request {name} in the server's log", code="internal_error")
+
+
 def from_service_error(error: Exception) -> ApiError:
     """What a client is told of `error`; anything unexpected goes to the log, and is told without detail."""
     match error:
@@ -81,8 +88,8 @@ def from_service_error(error: Exception) -> ApiError:
             return client_gone()
         case ServiceClosed():
             return ApiError(503, str(error) or "the service is closed", code="service_closed")
-    logger.error("unexpected error while answering a request", exc_info=error)
-    return ApiError(500, "internal error: see the server's log", code="internal_error")
+    logger.error("unexpected error while answering request %s", request_id(), exc_info=error)
+    return internal_error(request_id())
 
 
 def from_validation_error(error: ValidationError | RequestValidationError) -> ApiError:
@@ -120,5 +127,10 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _unexpected(_: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 - the server logs the raised error
-    return ApiError(500, "internal error: see the server's log", code="internal_error").response()
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    # Starlette answers here from outside all middleware, and raises the error once more, for the log.
+    name = request.state.request_id
+    logger.error("request %s failed: %s", name, type(error).__name__)
+    answer = internal_error(name).response()
+    answer.headers[HEADER.decode("ascii")] = name
+    return answer

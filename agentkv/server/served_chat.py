@@ -10,6 +10,8 @@ from agentkv.api import ChatDelta, ChatStream, Usage
 from agentkv.errors import ServiceClosed
 from agentkv.metrics import Metrics
 from agentkv.server.errors import ApiError, client_gone, from_service_error
+from agentkv.server.gate import RETRY_SECONDS
+from agentkv.server.settings import ServerSettings
 
 
 class ServedChat:
@@ -25,13 +27,19 @@ class ServedChat:
     def __init__(self, stream: ChatStream, metrics: Metrics) -> None:
         self._stream = stream
         self._metrics = metrics
-        self._gone = False
+        self._ended_by: ApiError | None = None
+        self._has_begun = False
         self._counted = False
 
-    def hang_up(self) -> None:
-        """The client is gone: nobody reads any more."""
-        self._gone = True
+    def end(self, reason: ApiError) -> None:
+        """Abort the chat for a reason that its reader is told."""
+        self._ended_by = self._ended_by or reason
         self._stream.cancel()
+
+    def end_unless_begun(self, reason: ApiError) -> None:
+        """Abort the chat if it still waits for its first token."""
+        if not self._has_begun:
+            self.end(reason)
 
     def leave(self) -> None:
         """Nothing more is read: cancel what still runs, and count it unless it has been."""
@@ -47,6 +55,7 @@ class ServedChat:
         last: ChatDelta | None = None
         try:
             async for last in self._stream:
+                self._has_begun = True
                 if last.finish_reason is None:
                     yield last
             self.finish_reason, self.usage = self._ending(last)
@@ -63,7 +72,7 @@ class ServedChat:
         if last is None or last.finish_reason is None or last.usage is None:
             raise RuntimeError(f"the service ended a chat without finish reason and usage; its last delta was {last}")
         if last.finish_reason == "abort":
-            raise client_gone() if self._gone else ServiceClosed("the server aborted this chat: ask again")
+            raise self._ended_by or ServiceClosed("the server aborted this chat: ask again")
         return last.finish_reason, last.usage
 
     def _count(self, outcome: str) -> None:
@@ -73,14 +82,21 @@ class ServedChat:
 
 
 class ServedChats:
-    """The chats behind one HTTP request: one for each choice that was asked for."""
+    """The chats behind one HTTP request: one for each choice that was asked for.
 
-    def __init__(self, chats: Sequence[ServedChat]) -> None:
+    Args:
+        chats: as submitted.
+        settings: how long they may take.
+    """
+
+    def __init__(self, chats: Sequence[ServedChat], settings: ServerSettings) -> None:
         self._chats = tuple(chats)
+        self._first_token_timeout = settings.first_token_timeout
+        self._request_timeout = settings.request_timeout
 
     @asynccontextmanager
     async def while_connected(self, receive: Receive) -> AsyncIterator[None]:
-        """Cancel the chats as soon as the client hangs up, and in any case at the end of the block.
+        """Cancel the chats once the client hangs up or their time is over, and in any case at the end of the block.
 
         Args:
             receive: ASGI's, from which the request body has been read.
@@ -89,14 +105,20 @@ class ServedChats:
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            for chat in self._chats:
-                chat.hang_up()
+            self._end(client_gone())
 
+        loop = asyncio.get_running_loop()
         watching = asyncio.create_task(watch())
+        timers = (
+            loop.call_later(self._first_token_timeout, self._end_waiting, too_busy(self._first_token_timeout)),
+            loop.call_later(self._request_timeout, self._end, took_too_long(self._request_timeout)),
+        )
         try:
             yield
         finally:
             watching.cancel()
+            for timer in timers:
+                timer.cancel()
             for chat in self._chats:
                 chat.leave()
 
@@ -128,6 +150,14 @@ class ServedChats:
                 reader.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
 
+    def _end(self, reason: ApiError) -> None:
+        for chat in self._chats:
+            chat.end(reason)
+
+    def _end_waiting(self, reason: ApiError) -> None:
+        for chat in self._chats:
+            chat.end_unless_begun(reason)
+
     @property
     def usage(self) -> Usage:
         """Usage of all chats, once they have ended: the prompt, which they share, counts once, as the first read it."""
@@ -144,3 +174,14 @@ async def _read(
         arrived.put_nowait(None)
     except ApiError as failure:
         arrived.put_nowait(failure)
+
+
+def too_busy(seconds: float) -> ApiError:
+    """The answer to a chat that has waited too long for its turn."""
+    message = f"no first token within {seconds:g} s, the server has too much to do: ask again later, or for less"
+    return ApiError(503, message, code="overloaded", headers={"Retry-After": str(RETRY_SECONDS)})
+
+
+def took_too_long(seconds: float) -> ApiError:
+    """The answer to a chat that has taken all its time."""
+    return ApiError(504, f"the chat took more than {seconds:g} s: ask for fewer tokens", code="request_timeout")

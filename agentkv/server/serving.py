@@ -8,9 +8,9 @@ from fastapi import Request
 
 from agentkv.api import ChatRequest, ChatService
 from agentkv.metrics import Metrics
-from agentkv.server.auth import Authenticator
 from agentkv.server.body import Body, read_body
 from agentkv.server.errors import ApiError, from_service_error, model_not_found
+from agentkv.server.gate import Gate
 from agentkv.server.served_chat import ServedChat, ServedChats
 from agentkv.server.settings import ServerSettings
 
@@ -22,7 +22,7 @@ class Serving:
     service: ChatService
     settings: ServerSettings
     metrics: Metrics
-    auth: Authenticator
+    auth: Gate
 
     async def read(self, request: Request, model: type[Body]) -> Body:
         """The request's body; see `read_body`."""
@@ -49,7 +49,7 @@ class Serving:
             for chat in started:
                 chat.leave()
             raise
-        return ServedChats(started)
+        return ServedChats(started, self.settings)
 
     def refusal(self, error: Exception) -> ApiError:
         """The answer to a request of which no chat ran, counted."""

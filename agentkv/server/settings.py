@@ -1,41 +1,68 @@
-"""What an operator sets of the HTTP server. The environment and the command line are read elsewhere, never here."""
+"""What an operator sets of the HTTP server."""
 
-from dataclasses import dataclass
+from typing import Annotated, Any
 
-from agentkv.errors import ConfigError
+from pydantic import ByteSize, Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
+
+from agentkv.config import Settings
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSettings:
+class ServerSettings(Settings):
     """Settings of one server.
 
     Attributes:
-        api_keys: keys that are let in, each a tenant of its own; none means no check and one tenant.
+        api_keys: keys that are let in, each a tenant of its own; none means no check and one tenant. In the environment
+            separated by commas.
+        tenant_salt: secret from which tenants are derived, for servers that share kept KV; None draws one.
         max_body_bytes: largest request body; larger ones get 413.
+        max_chats_per_key: chats (and embeddings) of one key that run or wait at once; more get 429. None: no limit.
+        max_chats: the same over all keys; more get 503.
+        max_choices: most replies (`n`) of one request.
+        max_embedding_inputs: most texts of one embeddings request.
+        first_token_timeout: seconds that a chat may wait for its first token, its prompt's prefill included.
+        request_timeout: seconds that a chat may take.
+        read_timeout: seconds in which a request must have arrived whole.
+        write_timeout: seconds that a client may leave its replies unread before it is dropped.
         default_temperature: for requests that give none; OpenAI's clients expect 1.
-        max_agent_labels: distinct agent labels shown in metrics; later ones are counted as `other`.
+        max_agent_labels: distinct agent labels shown in metrics and statistics; later ones are counted as `other`.
         shutdown_grace: seconds that running chats get to finish after SIGTERM.
         access_log: log one line a request.
-
-    Raises:
-        ConfigError: a value that can't be used.
     """
 
-    api_keys: tuple[str, ...] = ()
-    max_body_bytes: int = 32 * 2**20
-    default_temperature: float = 1.0
-    max_agent_labels: int = 64
-    shutdown_grace: float = 30.0
+    api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    tenant_salt: SecretStr | None = None
+    max_body_bytes: ByteSize = Field(default=ByteSize(32 << 20), ge=1024)
+    max_chats_per_key: int | None = Field(default=None, ge=1)
+    max_chats: int = Field(default=1024, ge=1)
+    max_choices: int = Field(default=16, ge=1)
+    max_embedding_inputs: int = Field(default=2048, ge=1)
+    first_token_timeout: Seconds = 300.0
+    request_timeout: Seconds = 1800.0
+    read_timeout: Seconds = 60.0
+    write_timeout: Seconds = 60.0
+    default_temperature: float = Field(default=1.0, ge=0, le=2)
+    max_agent_labels: int = Field(default=64, ge=1)
+    shutdown_grace: float = Field(default=30.0, ge=0, allow_inf_nan=False)
     access_log: bool = True
 
-    def __post_init__(self) -> None:
-        if not all(key.strip() for key in self.api_keys):
-            raise ConfigError("an API key is empty: give keys with at least one visible character, or none at all")
-        if self.max_body_bytes < 1024:
-            raise ConfigError(f"max_body_bytes is {self.max_body_bytes}: give at least 1024, a chat needs some room")
-        if not 0 <= self.default_temperature <= 2:
-            raise ConfigError(f"default_temperature is {self.default_temperature}: give one between 0 and 2")
-        if self.max_agent_labels < 1:
-            raise ConfigError(f"max_agent_labels is {self.max_agent_labels}: give at least 1")
-        if self.shutdown_grace < 0:
-            raise ConfigError(f"shutdown_grace is {self.shutdown_grace}: give seconds, 0 or more")
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split(cls, keys: Any) -> Any:
+        return keys.split(",") if isinstance(keys, str) else keys
+
+    @field_validator("api_keys")
+    @classmethod
+    def _not_empty(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(key.strip() for key in keys):
+            raise ValueError("an API key is empty: give keys with at least one visible character, or none at all")
+        return tuple(dict.fromkeys(key.strip() for key in keys))
+
+    @field_validator("tenant_salt")
+    @classmethod
+    def _long_enough(cls, salt: SecretStr | None) -> SecretStr | None:
+        if salt is not None and len(salt.get_secret_value()) < 16:
+            raise ValueError("the salt has fewer than 16 characters: give a long random one, or none")
+        return salt

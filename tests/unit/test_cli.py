@@ -71,7 +71,7 @@ def test_a_command_that_cannot_be_imported_does_not_take_the_others_with_it(
         (["serve", "--model", "no/such/model"], "no/such/model"),
         (["serve", "--kv-memory", "much"], "kv_memory"),
         (["serve", "--max-sequences", "0"], "max_sequences"),
-        (["serve", "--api-key", " "], "API key is empty"),
+        (["serve", "--api-key", " "], "an API key is empty"),
         (["serve", "--api-key-file", "no/such/file"], "one key a line"),
         (["replay", "no/such/traces.jsonl"], "no/such/traces.jsonl"),
         (["demo", "--model", "no/such/model"], "no/such/model"),

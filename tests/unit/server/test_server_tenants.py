@@ -43,6 +43,21 @@ def test_no_field_of_the_caller_changes_the_tenant(url: str) -> None:
     assert ask(url, "alpha-key", tenant="beta").status_code == 400
 
 
+def test_anthropic_s_header_does_as_well(url: str) -> None:
+    assert httpx.get(f"{url}/v1/models", headers={"x-api-key": "beta-key"}).status_code == 200
+    assert httpx.get(f"{url}/v1/models", headers={"x-api-key": "gamma-key"}).status_code == 401
+
+
+def test_servers_with_one_salt_agree_on_tenants() -> None:
+    tenants = []
+    for salt in ("a salt of some length", "a salt of some length", "another salt altogether"):
+        service = FakeService()
+        with running_server(service, ServerSettings.from_values(api_keys=KEYS, tenant_salt=salt)) as url:
+            ask(url, "alpha-key")
+        tenants += service.tenants
+    assert tenants[0] == tenants[1] != tenants[2]
+
+
 def test_the_salt_is_the_process_s(url: str) -> None:
     other = FakeService()
     SERVICE.tenants.clear()
@@ -74,7 +89,10 @@ def test_health_needs_no_key(url: str) -> None:
     "settings",
     [
         {"api_keys": ("", "x")},
+        {"tenant_salt": "short"},
         {"max_body_bytes": 10},
+        {"max_chats_per_key": 0},
+        {"request_timeout": float("nan")},
         {"default_temperature": 3.0},
         {"max_agent_labels": 0},
         {"shutdown_grace": -1.0},
@@ -82,5 +100,6 @@ def test_health_needs_no_key(url: str) -> None:
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) -> None:
     (name,) = settings
-    with pytest.raises(ConfigError, match="API key" if name == "api_keys" else name):
-        ServerSettings(**settings)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=name) as caught:
+        ServerSettings.from_values(**settings)
+    assert "short'" not in str(caught.value)  # secrets are not shown
