@@ -61,8 +61,8 @@ class DenseOracle:
         kv, maps = DenseKV([], []), []
         for layer in self._decoder.layers:
             normed = layer.attention_norm(x)
-            k = layer.attention.k(normed).unflatten(-1, (-1, config.head_dim))
-            v = layer.attention.v(normed).unflatten(-1, (-1, config.head_dim))
+            heads = layer.attention.qkv(normed).unflatten(-1, (-1, config.head_dim))
+            q, k, v = (x.clone() for x in heads.split([config.num_heads, *[config.num_kv_heads] * 2], dim=1))
             stale = depth_P < layer.index
             for start, old in reused or []:
                 here = torch.zeros(size, dtype=torch.bool)
@@ -72,7 +72,7 @@ class DenseOracle:
                 v[here] = old.values[layer.index][here[start : start + len(old.keys[0])]]
             kv.keys.append(k)
             kv.values.append(v)
-            q = rotate(layer.attention.q(normed).unflatten(-1, (-1, config.head_dim)), rotation)
+            q = rotate(q, rotation)
             groups = config.num_heads // config.num_kv_heads
             k_H, v_H = rotate(k, rotation).repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
             scores = torch.einsum("phd,shd->hps", q, k_H) / config.head_dim**0.5
@@ -80,5 +80,6 @@ class DenseOracle:
             maps.append(attention.mean(0))
             out = torch.einsum("hps,shd->phd", attention, v_H).flatten(1)
             h = x + layer.attention.output(out)
-            x = h + layer.mlp(layer.mlp_norm(h))
+            gate, up = layer.mlp.gate_up(layer.mlp_norm(h)).chunk(2, dim=-1)
+            x = h + layer.mlp.down(torch.nn.functional.silu(gate) * up)
         return self._decoder.head(self._decoder.norm(x)), kv, maps

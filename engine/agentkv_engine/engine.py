@@ -16,6 +16,7 @@ from agentkv_engine.config import BLOCK_SIZE, EngineConfig
 from agentkv_engine.errors import DeviceUnavailable, PromptTooLong, RequestRefused, UnknownHandle
 from agentkv_engine.model.checkpoint import load_decoder
 from agentkv_engine.model.decoder import Decoder
+from agentkv_engine.model.operations import choose_operations
 from agentkv_engine.request import FinishReason, Request, ReuseMode, StepOutput
 from agentkv_engine.reuse import Resident
 from agentkv_engine.runner.inputs import InputBuilder
@@ -111,7 +112,12 @@ class Engine:
         )
         backend = choose_backend(shape, decoder.rope, dtype, config.device)
         inputs = InputBuilder(
-            pool=self._tensors, backend=backend, rope=decoder.rope, levels=levels, device=config.device
+            pool=self._tensors,
+            backend=backend,
+            operations=choose_operations(shape, config.device),
+            rope=decoder.rope,
+            levels=levels,
+            device=config.device,
         )
         self._runner = ModelRunner(decoder, inputs)
         self._arrivals = 0

@@ -80,8 +80,9 @@ def assert_shares(decoder: Decoder, seen: torch.Tensor) -> None:
     """Every number of it, from the author's hidden states: stored queries are 8-bit means of their groups."""
     config, oracle = decoder.config, DenseOracle(decoder)
     queries: list[torch.Tensor] = []
+    num_queries = config.num_heads * config.head_dim
     hooks = [
-        layer.attention.q.register_forward_hook(lambda _module, _inputs, out: queries.append(out))
+        layer.attention.qkv.register_forward_hook(lambda _module, _inputs, out: queries.append(out[:, :num_queries]))
         for layer in decoder.layers
     ]
     _, author, _ = oracle.run(AUTHOR)
@@ -112,7 +113,9 @@ def test_output_change_is_measured_behind_the_output_projection(decoder: Decoder
     """With nothing left out nothing changes; with all left out the whole attention output does."""
     outputs: list[torch.Tensor] = []
     hooks = [
-        part.register_forward_hook(lambda _module, _inputs, out: outputs.append(out))
+        part.register_forward_hook(
+            lambda _module, _inputs, out: outputs.append(sum(out) if type(out) is tuple else out)
+        )
         for part in (decoder.layers[2].attention, decoder.layers[2])
     ]
     rows = range(len(PROMPT))

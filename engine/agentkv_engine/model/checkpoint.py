@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from agentkv_engine.errors import CheckpointError, MissingTensor
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.model_config import ModelConfig
-from agentkv_engine.model.registry import checkpoint_name
+from agentkv_engine.model.registry import checkpoint_names
 from agentkv_engine.model.rope import RotaryEmbedding
 
 
@@ -26,9 +26,9 @@ def load_decoder(directory: Path, *, dtype: torch.dtype, device: str) -> Decoder
     with torch.device("meta"):
         decoder = Decoder(config)
     decoder.rope = rope
-    names = {name: checkpoint_name(config.architecture, name) for name in _parameter_names(decoder)}
+    names = {name: checkpoint_names(config.architecture, name) for name in _parameter_names(decoder)}
     with _Weights(directory) as weights:
-        state = {name: weights.read(source).to(device, dtype) for name, source in names.items()}
+        state = {name: _read(weights, parts, dtype, device) for name, parts in names.items()}
     _check_shapes(decoder, state, names)
     decoder.load_state_dict(state, strict=False, assign=True)
     if config.tied_embeddings:
@@ -41,11 +41,20 @@ def _parameter_names(decoder: Decoder) -> list[str]:
     return [name for name, _ in decoder.named_parameters()]
 
 
-def _check_shapes(decoder: nn.Module, state: dict[str, Tensor], names: dict[str, str]) -> None:
+def _read(weights: "_Weights", parts: tuple[str, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """One parameter, its parts one below the other; at most one parameter is held twice meanwhile."""
+    tensors = [weights.read(part).to(device, dtype) for part in parts]
+    if len({tensor.shape[1:] for tensor in tensors}) != 1:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
+        raise CheckpointError(f"tensors {' + '.join(parts)} have shapes {shapes}: they are not of one layer")
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _check_shapes(decoder: nn.Module, state: dict[str, Tensor], names: dict[str, tuple[str, ...]]) -> None:
     for name, parameter in decoder.named_parameters():
         if state[name].shape != parameter.shape:
             raise CheckpointError(
-                f"tensor {names[name]} has shape {list(state[name].shape)}, config.json asks for "
+                f"tensor {' + '.join(names[name])} has shape {list(state[name].shape)}, config.json asks for "
                 f"{list(parameter.shape)}: config.json and weights are not of the same model"
             )
 

@@ -27,11 +27,22 @@ class Decoder(nn.Module):
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:
         """Run a step's rows; returns float32 logits [len(step.logits_rows), vocabulary]."""
-        x = F.embedding(step.token_ids_N, self.embedding.weight)
+        return self.logits(*self.hidden(step), step)
+
+    def hidden(self, step: Step) -> tuple[Tensor, Tensor | None]:
+        """Residual stream of the rows of full depth behind the last layer, and what the last block adds to it."""
+        x, delta = F.embedding(step.token_ids_N, self.embedding.weight), None
         for index, layer in enumerate(self.layers):
-            if step.num_writing(index) == 0:  # every row was shallower: nothing goes on
+            num_writing = step.num_writing(index)
+            if num_writing == 0:  # every row was shallower: nothing goes on
                 break
-            x = layer(x[: step.num_writing(index)], step)
+            x, delta = layer(x[:num_writing], None if delta is None else delta[:num_writing], step)
+        return x, delta
+
+    def logits(self, x: Tensor, delta: Tensor | None, step: Step) -> Tensor:
+        """Logits of the rows that want some."""
         if len(step.logits_rows) == 0:
             return x.new_empty(0, self.config.vocab_size, dtype=torch.float32)
-        return self.head(self.norm(x[step.logits_rows])).float()
+        rows = step.logits_rows
+        _, normed = self.norm.after_adding(x[rows], None if delta is None else delta[rows], step)
+        return self.head(normed).float()

@@ -6,9 +6,9 @@ E hidden size. Rows are sorted by depth, deepest first, so `x[:A]` are the rows 
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from agentkv_engine.model.model_config import ModelConfig
+from agentkv_engine.model.operations import rms_norm
 from agentkv_engine.model.rope import inverse, rotate
 from agentkv_engine.model.step import Step
 
@@ -22,33 +22,33 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_NE: Tensor) -> Tensor:
-        exact_NE = x_NE.float()
-        mean_square_N1 = torch.linalg.vector_norm(exact_NE, dim=-1, keepdim=True).square_() / exact_NE.shape[-1]
-        return (exact_NE * (mean_square_N1 + self.eps).rsqrt_()).to(x_NE.dtype).mul_(self.weight)
+        return rms_norm(x_NE, self.weight, self.eps)
+
+    def after_adding(self, x_NE: Tensor, delta_NE: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
+        """The residual stream with what the last block adds to it, and that sum normalised."""
+        return step.operations.add_norm(x_NE, delta_NE, self.weight, self.eps)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention of a step's rows over the keys that lie in the pool."""
+    """Grouped-query attention of a step's rows over the keys that lie in the pool.
+
+    Queries, keys and values come from one matrix product: `qkv` holds the checkpoint's three, one below the other.
+    """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         self.index = index
-        self.head_dim = config.head_dim
         self.group_size = config.num_heads // config.num_kv_heads
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q = nn.Linear(config.hidden_size, queries, bias=config.qkv_bias)
-        self.k = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias)
-        self.v = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias)
+        self.qkv = nn.Linear(config.hidden_size, queries + 2 * keys, bias=config.qkv_bias)
         self.output = nn.Linear(queries, config.hidden_size, bias=config.output_bias)
 
-    def write(self, x_WE: Tensor, step: Step) -> None:
-        """Put these rows' K and V into their slots. K of a row in a run is stored at the run's home positions."""
-        k_WKD = rotate(self._heads(self.k(x_WE)), step.rotation(len(x_WE)))
-        _turn_home(k_WKD, step)
-        step.pool.write(self.index, step.slots_N[: len(x_WE)], k_WKD, self._heads(self.v(x_WE)))
-
-    def forward(self, x_AE: Tensor, step: Step) -> Tensor:
-        q_AHD = rotate(self._heads(self.q(x_AE)), step.rotation(len(x_AE)))
+    def forward(self, x_WE: Tensor, step: Step) -> Tensor:
+        """Put all rows' K and V into their slots; attend with those that go on."""
+        num_attending = step.num_attending(self.index)
+        q_AHD = step.operations.rotate_and_store(
+            self.qkv(x_WE), step.places.first(len(x_WE)), num_attending, step.pool, self.index
+        )
         step.record(self.index, q_AHD)
         self._store_queries(q_AHD, step)
         out_AHD = step.backend.attend(q_AHD, self.index, step.pool, step.attention(self.index))
@@ -58,36 +58,30 @@ class Attention(nn.Module):
         """Keep these rows' queries beside their keys, rotated at home like those, where the pool wants them."""
         if step.pool.queries is None:
             return
+        places = step.places.first(len(q_AHD))
         q_AKD = q_AHD.unflatten(1, (-1, self.group_size)).mean(2)
-        _turn_home(q_AKD, step)
-        step.pool.queries.write(self.index, step.slots_N[: len(q_AKD)], q_AKD)
-
-    def _heads(self, x_NE: Tensor) -> Tensor:
-        return x_NE.unflatten(-1, (-1, self.head_dim))
-
-
-def _turn_home(x_NHD: Tensor, step: Step) -> None:
-    """Turn the first rows' vectors, in place, from the reader's positions to the home positions of their runs."""
-    if (turned := step.turned_rows(len(x_NHD))) is not None:
-        rows, offset_rotation = turned
-        x_NHD[rows] = rotate(x_NHD[rows], inverse(offset_rotation))
+        if places.home_N is not None:
+            q_AKD = rotate(q_AKD, inverse(places.home_N))
+        step.pool.queries.write(self.index, places.slots_N, q_AKD)
 
 
 class MLP(nn.Module):
-    """SwiGLU (arXiv 2002.05202)."""
+    """SwiGLU (arXiv 2002.05202); `gate_up` holds the checkpoint's two matrices, one below the other."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
-    def forward(self, x_NE: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x_NE)) * self.up(x_NE))
+    def forward(self, x_NE: Tensor, step: Step) -> Tensor:
+        return self.down(step.operations.swiglu(self.gate_up(x_NE)))
 
 
 class DecoderLayer(nn.Module):
-    """All rows that reach this layer write their K and V; those whose depth lies beyond it go on through it."""
+    """All rows that reach this layer write their K and V; those whose depth lies beyond it go on through it.
+
+    What a block adds to the residual stream travels beside it until the next norm, which adds it on its way.
+    """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
@@ -97,13 +91,11 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x_WE: Tensor, step: Step) -> Tensor:
-        normed_WE = self.attention_norm(x_WE)
-        self.attention.write(normed_WE, step)
+    def forward(self, x_WE: Tensor, delta_WE: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
         num_attending = step.num_attending(self.index)
-        x_AE = x_WE[:num_attending]
-        x_AE = x_AE + self.attention(normed_WE[:num_attending], step)
-        x_AE = x_AE + self.mlp(self.mlp_norm(x_AE))
+        x_WE, normed_WE = self.attention_norm.after_adding(x_WE, delta_WE, step)
+        x_AE, normed_AE = self.mlp_norm.after_adding(x_WE[:num_attending], self.attention(normed_WE, step), step)
+        delta_AE = self.mlp(normed_AE, step)
         if step.pool.queries is not None:
-            step.pool.queries.write_lengths(self.index, step.slots_N[:num_attending], x_AE)
-        return x_AE
+            step.pool.queries.write_lengths(self.index, step.places.slots_N[:num_attending], x_AE + delta_AE)
+        return x_AE, delta_AE

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agentkv_engine.attention.backend import AttentionBackend
 from agentkv_engine.cache.kv_pool import KVPool
-from agentkv_engine.model.rope import Rotation
+from agentkv_engine.model.operations import Operations, RowPlaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,27 +38,25 @@ class Step:
     """The rows of one step. All counts are known on the host before the step runs.
 
     Attributes:
-        token_ids_N, slots_N: token of each row, and the slot it writes (int64).
-        rotation_N: rotary rotation at each row's position, ([N, D/2], [N, D/2]).
-        turned: rows that stand in a run of reused keys: their ascending indices (host and device), and the run's
-            rotation.
+        token_ids_N: token of each row.
+        places: where the rows stand, and where their keys go.
         writing, attending: rows that write, and rows that attend, in each layer.
         attention_of_layer: the back end's prepared metadata of each layer; layers of one level share it.
         logits_rows: indices of the rows whose logits are wanted, all of full depth.
         recorded: the probes' rows.
         pool, backend: where keys lie, and what reads them.
+        operations: what a layer runs between its matrix products.
     """
 
     token_ids_N: Tensor
-    slots_N: Tensor
-    rotation_N: Rotation
-    turned: tuple[Sequence[int], Tensor, Rotation] | None
+    places: RowPlaces
     writing: tuple[int, ...]
     attending: tuple[int, ...]
     attention_of_layer: tuple[Any, ...]
     logits_rows: Tensor
     pool: KVPool
     backend: AttentionBackend[Any]
+    operations: Operations
     recorded: tuple[RecordedRows, ...] = ()
 
     def num_writing(self, layer: int) -> int:
@@ -72,19 +70,6 @@ class Step:
     def attention(self, layer: int) -> Any:
         """Prepared metadata of the rows that attend in this layer."""
         return self.attention_of_layer[layer]
-
-    def rotation(self, num_rows: int) -> Rotation:
-        """Rotary rotation of the first rows."""
-        cos, sin = self.rotation_N
-        return cos[:num_rows], sin[:num_rows]
-
-    def turned_rows(self, num_rows: int) -> tuple[Tensor, Rotation] | None:
-        """Those of the first `num_rows` that stand in a run, and each one's rotation by the run's offset."""
-        if self.turned is None:
-            return None
-        indices, rows, (cos, sin) = self.turned
-        count = bisect_left(indices, num_rows)
-        return (rows[:count], (cos[:count], sin[:count])) if count else None
 
     def record(self, layer: int, q_AHD: Tensor) -> None:
         """Record the queries, rotated at their positions, of the probes' rows among those that attend in this layer."""

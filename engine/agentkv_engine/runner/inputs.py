@@ -12,6 +12,7 @@ from agentkv_engine.attention.backend import AttentionBackend
 from agentkv_engine.attention.rows import SequenceRows
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
+from agentkv_engine.model.operations import Operations, RowPlaces
 from agentkv_engine.model.rope import RotaryEmbedding
 from agentkv_engine.model.step import RecordedRows, Step
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
@@ -42,10 +43,18 @@ class InputBuilder:
     """Builds steps for one model and pool."""
 
     def __init__(
-        self, *, pool: KVPool, backend: AttentionBackend[Any], rope: RotaryEmbedding, levels: Levels, device: str
+        self,
+        *,
+        pool: KVPool,
+        backend: AttentionBackend[Any],
+        operations: Operations,
+        rope: RotaryEmbedding,
+        levels: Levels,
+        device: str,
     ) -> None:
         self._pool = pool
         self._backend = backend
+        self._operations = operations
         self._rope = rope
         self._levels = levels
         self._device = device
@@ -74,23 +83,20 @@ class InputBuilder:
         layers = range(self._levels.num_layers)
         return Step(
             token_ids_N=self._tensor(token_ids),
-            slots_N=self._tensor(slots),
-            rotation_N=self._rope.at_positions(self._tensor(order.positions_N)),
-            turned=self._turned(offsets),
+            places=RowPlaces(
+                slots_N=self._tensor(slots),
+                rotation_N=self._rope.at_positions(self._tensor(order.positions_N)),
+                home_N=self._rope.by_offsets(self._tensor(offsets)) if offsets.any() else None,
+            ),
             writing=tuple(int((order.depths_N >= layer).sum()) for layer in layers),
             attending=tuple(int((order.depths_N > layer).sum()) for layer in layers),
             attention_of_layer=self._attention(items, order),
             logits_rows=self._tensor(_logits_rows(items, order)),
             pool=self._pool,
             backend=self._backend,
+            operations=self._operations,
             recorded=tuple(self._recorded(items, order)),
         )
-
-    def _turned(self, offsets_N: np.ndarray) -> tuple[list[int], Tensor, tuple[Tensor, Tensor]] | None:
-        rows = np.flatnonzero(offsets_N)
-        if len(rows) == 0:
-            return None
-        return rows.tolist(), self._tensor(rows), self._rope.by_offsets(self._tensor(offsets_N[rows]))
 
     def _recorded(self, items: tuple[ScheduledSeq, ...], order: _RowOrder) -> Iterator[RecordedRows]:
         """The rows of each probe that has some in this step."""

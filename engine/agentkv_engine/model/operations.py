@@ -1,0 +1,106 @@
+"""What a layer does between its matrix products: plain torch here, the oracle; fused kernels behind the same protocol.
+
+Shapes: N rows, W rows that write in a layer, A of them (the first) that attend; E hidden size, F intermediate size,
+H heads, K kv heads, D head dimension, X = (H + 2 K) D.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.model.model_config import ModelConfig
+from agentkv_engine.model.rope import Rotation, inverse, rotate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowPlaces:
+    """Where a step's rows stand, and where their keys go.
+
+    Attributes:
+        slots_N: the slot each row writes (int64).
+        rotation_N: rotary rotation at each row's position, ([N, D/2], [N, D/2]).
+        home_N: each row's rotation by the offset of the run in which it stands (0 for fresh rows): its key is turned
+            back by it. None where no row stands in a run.
+    """
+
+    slots_N: Tensor
+    rotation_N: Rotation
+    home_N: Rotation | None
+
+    def first(self, num_rows: int) -> "RowPlaces":
+        """Those of the first rows."""
+        return RowPlaces(
+            slots_N=self.slots_N[:num_rows],
+            rotation_N=(self.rotation_N[0][:num_rows], self.rotation_N[1][:num_rows]),
+            home_N=None if self.home_N is None else (self.home_N[0][:num_rows], self.home_N[1][:num_rows]),
+        )
+
+
+class Operations(Protocol):
+    """Every implementation gives what `TorchOperations` gives, but for rounding (tests/conformance)."""
+
+    def add_norm(self, x_NE: Tensor, delta_NE: Tensor | None, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The residual stream with what the last block adds to it (None: nothing yet), and that sum normalised."""
+        ...
+
+    def swiglu(self, gate_up_N2F: Tensor) -> Tensor:
+        """SwiGLU (arXiv 2002.05202) [N, F] of gates and values that stand side by side."""
+        ...
+
+    def rotate_and_store(
+        self, qkv_WX: Tensor, places_W: RowPlaces, num_attending: int, pool: KVPool, layer: int
+    ) -> Tensor:
+        """Store these rows' K and V in their slots, and return the queries [A, H, D] of those that attend.
+
+        Queries and keys are rotated at the rows' positions; K of a row in a run is stored at the run's home positions.
+        """
+        ...
+
+
+def choose_operations(config: ModelConfig, device: str) -> Operations:
+    """Fused kernels on CUDA, where Triton is installed and the heads suit them; else torch."""
+    if torch.device(device).type != "cuda" or config.head_dim & (config.head_dim - 1) or find_spec("triton") is None:
+        return TorchOperations()
+    from agentkv_engine.model.triton_operations import TritonOperations  # noqa: PLC0415 (comes with torch for CUDA)
+
+    return TritonOperations()
+
+
+class TorchOperations:
+    """The oracle, and what runs on CPU."""
+
+    def add_norm(self, x_NE: Tensor, delta_NE: Tensor | None, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """See `Operations.add_norm`."""
+        if delta_NE is not None:
+            x_NE = x_NE + delta_NE
+        return x_NE, rms_norm(x_NE, weight_E, eps)
+
+    def swiglu(self, gate_up_N2F: Tensor) -> Tensor:
+        """See `Operations.swiglu`."""
+        gate_NF, up_NF = gate_up_N2F.chunk(2, dim=-1)
+        return F.silu(gate_NF) * up_NF
+
+    def rotate_and_store(
+        self, qkv_WX: Tensor, places_W: RowPlaces, num_attending: int, pool: KVPool, layer: int
+    ) -> Tensor:
+        """See `Operations.rotate_and_store`."""
+        num_kv_heads, head_dim = pool.head_shape
+        heads_WHD = qkv_WX.unflatten(-1, (-1, head_dim))
+        q_WHD, k_WKD, v_WKD = heads_WHD.split([heads_WHD.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], 1)
+        k_WKD = rotate(k_WKD, places_W.rotation_N)
+        if places_W.home_N is not None:
+            k_WKD = rotate(k_WKD, inverse(places_W.home_N))
+        pool.write(layer, places_W.slots_N, k_WKD, v_WKD)
+        return rotate(q_WHD[:num_attending], places_W.first(num_attending).rotation_N)
+
+
+def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    """Root mean square normalisation (arXiv 1910.07467), in float32."""
+    exact_NE = x_NE.float()
+    mean_square_N1 = torch.linalg.vector_norm(exact_NE, dim=-1, keepdim=True).square_() / exact_NE.shape[-1]
+    return (exact_NE * (mean_square_N1 + eps).rsqrt_()).to(x_NE.dtype).mul_(weight_E)
