@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
 from agentkv.errors import ServiceClosed
 from agentkv.server.app import create_app
+from agentkv.server.connection import connection_class
 from agentkv.server.settings import ServerSettings
 
 Script = Callable[[ChatRequest], Sequence[str]]
@@ -143,9 +144,11 @@ class FakeStream:
 
 
 @contextlib.contextmanager
-def running_app(app: ASGIApp) -> Iterator[str]:
+def running_app(app: ASGIApp, settings: ServerSettings | None = None) -> Iterator[str]:
     """A uvicorn server on a free loopback port, in a thread; gives its URL."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", timeout_graceful_shutdown=2)
+    settings = settings or ServerSettings()
+    http = connection_class(settings.read_timeout, settings.write_timeout)
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", timeout_graceful_shutdown=2, http=http)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="test-server")
     thread.start()
@@ -164,7 +167,7 @@ def running_server(
     service: FakeService, settings: ServerSettings | None = None
 ) -> contextlib.AbstractContextManager[str]:
     """agentkv's server over `service`."""
-    return running_app(create_app(service, settings))
+    return running_app(create_app(service, settings), settings)
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:

@@ -1,11 +1,8 @@
 """The HTTP application over a service, and the process that serves it."""
 
-import contextlib
-import math
-import signal
-import threading
+import ipaddress
+import logging
 import time
-from collections.abc import Iterator
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,6 +12,8 @@ from agentkv.errors import ServiceClosed
 from agentkv.metrics import Metrics
 from agentkv.server.auth import Authenticator
 from agentkv.server.chat.routes import chat_routes
+from agentkv.server.connection import connection_class
+from agentkv.server.drain import DrainingServer, late_signals_ignored
 from agentkv.server.errors import install_error_handlers
 from agentkv.server.gate import Gate
 from agentkv.server.operations import HostedService, model_routes, operation_routes
@@ -22,22 +21,30 @@ from agentkv.server.request_id import RequestIds
 from agentkv.server.serving import Serving
 from agentkv.server.settings import ServerSettings
 
+_logger = logging.getLogger("uvicorn.error")
 
-def create_app(service: HostedService, settings: ServerSettings | None = None) -> FastAPI:
+
+def create_app(service: HostedService, settings: ServerSettings | None = None, gate: Gate | None = None) -> FastAPI:
     """The OpenAI-compatible API over `service`, which stays the caller's to close."""
     settings = settings or ServerSettings()
     metrics = Metrics(max_agent_labels=settings.max_agent_labels, kv_bytes=lambda: _kv_bytes(service))
-    salt = settings.tenant_salt
-    auth = Authenticator(settings.api_keys, salt.get_secret_value().encode() if salt is not None else None)
+    gate = gate or make_gate(settings)
     # Bodies are read and checked by `read_body`, not by FastAPI, so it has no schema of them to publish.
     app = FastAPI(title="agentkv", version=agentkv.__version__, openapi_url=None, redirect_slashes=False)
     install_error_handlers(app)
     app.add_middleware(RequestIds)
-    serving = Serving(service=service, settings=settings, metrics=metrics, auth=Gate(auth, settings))
+    serving = Serving(service=service, settings=settings, metrics=metrics, auth=gate)
     app.include_router(chat_routes(serving))
-    app.include_router(model_routes(service, int(time.time()), auth))
-    app.include_router(operation_routes(service, metrics, auth))
+    app.include_router(model_routes(service, int(time.time()), gate.caller))
+    app.include_router(operation_routes(service, metrics, gate))
     return app
+
+
+def make_gate(settings: ServerSettings) -> Gate:
+    """The gate that these settings describe."""
+    salt = settings.tenant_salt
+    caller = Authenticator(settings.api_keys, salt.get_secret_value().encode() if salt is not None else None)
+    return Gate(caller, settings)
 
 
 def _kv_bytes(service: HostedService) -> dict[str, int]:
@@ -53,30 +60,25 @@ def serve(service: HostedService, host: str, port: int, settings: ServerSettings
     The service stays the caller's to close.
     """
     settings = settings or ServerSettings()
+    if not settings.api_keys and not _is_loopback(host):
+        _logger.warning("%s is open to others and no API key is set: anybody who reaches it may use it", host)
+    gate = make_gate(settings)
     config = uvicorn.Config(
-        create_app(service, settings),
+        create_app(service, settings, gate),
         host=host,
         port=port,
+        http=connection_class(settings.read_timeout, settings.write_timeout),
+        ws="none",
         access_log=settings.access_log,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
+        timeout_graceful_shutdown=1,  # what outlasts the drain is cut
         server_header=False,
     )
-    with _signals_end_the_server_only():
-        uvicorn.Server(config).run()
+    with late_signals_ignored():
+        DrainingServer(config, gate, settings.shutdown_grace).run()
 
 
-@contextlib.contextmanager
-def _signals_end_the_server_only() -> Iterator[None]:
-    """When it is done, uvicorn raises the signals that it has caught once more, which would end the process before the
-    caller has closed the service: inside, they find a handler that does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: None) for number in caught]
+def _is_loopback(host: str) -> bool:
     try:
-        yield
-    finally:
-        for number, handler in zip(caught, before, strict=True):
-            signal.signal(number, handler)
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -18,12 +18,17 @@ class Gate:
 
     The work has ended when the answer has left, or the client has.
 
+    Args:
+        caller: names the caller's tenant.
+        settings: how much may run.
+
     Attributes:
+        caller: the dependency of routes that make nobody work.
         draining: nothing more is let in.
     """
 
-    def __init__(self, auth: Authenticator, settings: ServerSettings) -> None:
-        self._auth = auth
+    def __init__(self, caller: Authenticator, settings: ServerSettings) -> None:
+        self.caller = caller
         self._max_of_key = settings.max_chats_per_key
         self._max = settings.max_chats
         self._running: Counter[str] = Counter()
@@ -41,7 +46,7 @@ class Gate:
             ApiError: 401 without a known key, 429 where the key has too much running, 503 where all have or the server
                 is about to end.
         """
-        tenant = await self._auth(request)
+        tenant = await self.caller(request)
         self._check(tenant)
         self._running[tenant] += 1
         try:

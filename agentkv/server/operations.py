@@ -10,6 +10,7 @@ from agentkv.api import ChatService
 from agentkv.metrics import CONTENT_TYPE, Metrics
 from agentkv.server.auth import Authenticator
 from agentkv.server.errors import ApiError, model_not_found
+from agentkv.server.gate import Gate
 
 
 class KvMemory(Protocol):
@@ -64,7 +65,7 @@ def model_routes(service: HostedService, created: int, auth: Authenticator) -> A
     return router
 
 
-def operation_routes(service: HostedService, metrics: Metrics, auth: Authenticator) -> APIRouter:
+def operation_routes(service: HostedService, metrics: Metrics, gate: Gate) -> APIRouter:
     """Health and version for everybody; metrics, which show agents' names, for callers with a key."""
     router = APIRouter()
 
@@ -77,7 +78,7 @@ def operation_routes(service: HostedService, metrics: Metrics, auth: Authenticat
 
     @router.get("/ready")
     async def ready() -> dict[str, str]:
-        status = service.health()["status"]
+        status = "draining" if gate.draining else service.health()["status"]
         if status != "ok":
             raise not_ready(status)
         return {"status": "ready"}
@@ -87,7 +88,7 @@ def operation_routes(service: HostedService, metrics: Metrics, auth: Authenticat
         return {"version": agentkv.__version__}
 
     @router.get("/metrics")
-    def show_metrics(_: Annotated[str, Depends(auth)]) -> Response:
+    def show_metrics(_: Annotated[str, Depends(gate.caller)]) -> Response:
         # Not a coroutine: reading the KV held may wait for a step, and chats stream on meanwhile.
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
