@@ -9,7 +9,7 @@ from agentkv_engine.cache.kv_pool import bytes_per_block
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.errors import EngineError
-from agentkv_engine.request import FinishReason, Request, ReuseMode, SamplingParams, TokenSources
+from agentkv_engine.request import FinishReason, Request, ReuseMode, SamplingParams, TokenLogprobs, TokenSources
 from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, Resident, ReuseView
 
 VOCABULARY_SIZE = 460
@@ -25,6 +25,8 @@ class Answer:
     finish_reason: FinishReason | None = None
     sources: TokenSources | None = None
     error: EngineError | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
     @property
     def logits(self) -> torch.Tensor:
@@ -49,6 +51,8 @@ def steps(engine: Engine, answers: dict[str, Answer]) -> Iterator[None]:
             answer.finish_reason = output.finish_reason or answer.finish_reason
             answer.sources = output.sources or answer.sources
             answer.error = output.error
+            answer.logprobs += output.logprobs
+            answer.prompt_logprobs = output.prompt_logprobs or answer.prompt_logprobs
         engine.check()
         yield
 
@@ -91,7 +95,10 @@ class FixedPlan:
         return "fixed"
 
     def probe(self, view: ReuseView) -> Probe | None:
-        return self.probe_rows
+        if self.probe_rows is None:
+            return None
+        behind_prefix = tuple(p for p in self.probe_rows.positions if p >= view.num_prefix)
+        return Probe(positions=behind_prefix, depth=self.probe_rows.depth)
 
     def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
         self.seen.append(Seen.of(observation) if observation is not None else None)

@@ -22,6 +22,8 @@ from agentkv_engine.reuse import Resident
 from agentkv_engine.runner.inputs import InputBuilder
 from agentkv_engine.runner.model_runner import ModelRunner
 from agentkv_engine.runner.observer import Observer
+from agentkv_engine.sampling.params import MOST_LOGPROBS, check_sampling
+from agentkv_engine.sampling.state import SamplingState
 from agentkv_engine.scheduler.admission import Admission
 from agentkv_engine.scheduler.budget import BudgetPolicy, FixedBudget
 from agentkv_engine.scheduler.scheduler import Scheduler
@@ -165,18 +167,18 @@ class Engine:
             RequestRefused: it can never run; the message says what to change.
         """
         self._validate(request)
-        generator = torch.Generator(device=self.config.device)
-        if request.sampling.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(request.sampling.seed)
+        sampling = SamplingState(
+            request.sampling, request.token_ids, num_logprobs=request.num_logprobs, constraint=request.constraint
+        )
+        reads = request.mode is ReuseMode.SCREENED and request.prompt_logprobs is None
         self._scheduler.add(
             Sequence(
                 request=request,
                 arrival=self._arrivals,
-                generator=generator,
+                sampling=sampling,
                 token_ids=list(request.token_ids),
-                spans=request.spans if request.mode is ReuseMode.SCREENED else (),
+                spans=request.spans if reads else (),
+                reuse_given_up=request.prompt_logprobs is not None,
             )
         )
         self._arrivals += 1
@@ -195,9 +197,8 @@ class Engine:
         """Run one step; returns what it brought, request by request."""
         schedule = self._scheduler.schedule()
         if not schedule.scheduled:
-            return self._scheduler.update(schedule, (), ())
-        result = self._runner.run(schedule, self._pool.assert_writable)
-        return self._scheduler.update(schedule, result.logits, result.sampled)
+            return self._scheduler.update(schedule, ())
+        return self._scheduler.update(schedule, self._runner.run(schedule, self._pool.assert_writable))
 
     def release_finished(self) -> None:
         """Give back what requests that ended in the last step hold, where no step follows; `step` does it too."""
@@ -280,12 +281,20 @@ class Engine:
             raise RequestRefused(f"token ids must lie in 0..{size - 1}, not {min(token_ids)}..{max(token_ids)}")
 
     def _validate_output(self, request: Request) -> None:
-        if request.sampling.max_tokens < 1:
-            raise RequestRefused(f"max_tokens is {request.sampling.max_tokens}: ask for at least 1")
-        if not -(1 << 63) <= (request.sampling.seed or 0) < 1 << 63:
-            raise RequestRefused(f"seed is {request.sampling.seed}: give one of 64 bits, or none")
-        if not request.sampling.temperature >= 0:
-            raise RequestRefused(f"temperature is {request.sampling.temperature}: it must be 0 or more")
+        check_sampling(request.sampling, self.model_config.vocab_size)
+        for name, value in (("num_logprobs", request.num_logprobs), ("prompt_logprobs", request.prompt_logprobs)):
+            if value is not None and not 0 <= value <= MOST_LOGPROBS:
+                raise RequestRefused(f"{name} is {value}: give 0..{MOST_LOGPROBS}, or None", param=name)
+        if request.constraint is not None and request.sampling.min_tokens:
+            raise RequestRefused("a constraint decides when the output may end: give no min_tokens", param="min_tokens")
+        forced = request.forced_output is not None
+        if forced and request.constraint is not None:
+            raise RequestRefused("a forced output is not sampled: give no constraint", param="constraint")
+        if forced and request.prompt_logprobs is not None:
+            raise RequestRefused(
+                "prompt_logprobs and a forced output exclude each other: put the output into the prompt",
+                param="prompt_logprobs",
+            )
         if request.forced_output is not None:
             self._check_vocabulary(request.forced_output)
             room = self.max_tokens - len(request.token_ids)

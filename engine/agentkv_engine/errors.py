@@ -7,6 +7,7 @@ EngineError
 ├── DeviceUnavailable        a device that is not here
 ├── RequestRefused           a request that can never run
 │   └── PromptTooLong        more tokens than the context length or the KV memory can hold
+├── ConstraintFailed         a request's constraint raised, or allows no token
 ├── SelectorFailed           a selector raised, or its probe or plan breaks the contract
 └── UnknownHandle            a resident or request that is not (or no longer) there
 """
@@ -33,7 +34,15 @@ class DeviceUnavailable(EngineError):
 
 
 class RequestRefused(EngineError):
-    """A request that can never run as it is."""
+    """A request that can never run as it is.
+
+    Attributes:
+        param: the request's or its sampling's field that is wrong, where it is one.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class PromptTooLong(RequestRefused):
@@ -48,6 +57,10 @@ class PromptTooLong(RequestRefused):
         super().__init__(f"the prompt has {num_tokens} tokens, but {what} holds at most {limit}: {remedy}")
         self.num_tokens = num_tokens
         self.limit = limit
+
+
+class ConstraintFailed(EngineError):
+    """A request's constraint raised, or allows no token."""
 
 
 class SelectorFailed(EngineError):

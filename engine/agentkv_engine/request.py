@@ -7,6 +7,20 @@ import torch
 
 from agentkv_engine.errors import EngineError
 from agentkv_engine.reuse import PlacedSpan, Selector
+from agentkv_engine.sampling.constraint import TokenConstraint
+from agentkv_engine.sampling.params import SamplingParams
+from agentkv_engine.sampling.result import TokenLogprobs
+
+__all__ = [
+    "FinishReason",
+    "Request",
+    "ReuseMode",
+    "SamplingParams",
+    "StepOutput",
+    "TokenConstraint",
+    "TokenLogprobs",
+    "TokenSources",
+]
 
 
 class ReuseMode(StrEnum):
@@ -30,23 +44,6 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How the next token is chosen and when generation ends.
-
-    Attributes:
-        temperature: 0 is greedy.
-        max_tokens: most tokens to generate, at least 1.
-        stop_token_ids: tokens that end the output; the stopping token is the output's last id.
-        seed: same seed, same tokens; a signed 64-bit number; None draws one.
-    """
-
-    temperature: float = 0.0
-    max_tokens: int = 256
-    stop_token_ids: frozenset[int] = frozenset()
-    seed: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One prompt to continue.
 
@@ -62,6 +59,12 @@ class Request:
         forced_output: instead of sampling, emit these ids (computed in chunks: their KV is that of decode). max_tokens
             and stop ids are not looked at.
         return_logits: put the logits behind every emitted token into `StepOutput.logits`.
+        num_logprobs: put the log-probability of every emitted token, and of so many of the most likely ones, into
+            `StepOutput.logprobs`; 0 gives the token's own alone, None nothing.
+        prompt_logprobs: the same for the prompt's tokens, in `StepOutput.prompt_logprobs`. Every row of the prompt then
+            has to be computed, so that such a request reads no kept KV, whatever its mode; it runs in chunks of
+            `agentkv_engine.sampling.sampler.MOST_SCORED_ROWS`, so that logits stay few.
+        constraint: what the output must look like; the object is the request's own from now on.
     """
 
     request_id: str
@@ -73,6 +76,14 @@ class Request:
     selector: Selector | None = None
     forced_output: tuple[int, ...] | None = None
     return_logits: bool = False
+    num_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    constraint: TokenConstraint | None = None
+
+    @property
+    def wants_distributions(self) -> bool:
+        """Whether the logits behind every emitted token are wanted, forced ones too."""
+        return self.return_logits or self.num_logprobs is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +129,9 @@ class StepOutput:
         request_id: whose.
         token_ids: tokens emitted in this step (several when forced).
         logits: float32 [len(token_ids), vocabulary], the distribution each token was taken from, if asked for.
+        logprobs: one for each of `token_ids`, if asked for.
+        prompt_logprobs: one for each token of the prompt, if asked for, None for the first; set in the output that
+            brings the first token.
         finish_reason: set in the request's last output.
         sources: set in the output that brings the first token.
         error: why the request ended without an answer; nothing else is set then.
@@ -126,6 +140,8 @@ class StepOutput:
     request_id: str
     token_ids: tuple[int, ...] = ()
     logits: torch.Tensor | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finish_reason: FinishReason | None = None
     sources: TokenSources | None = None
     error: EngineError | None = None

@@ -245,7 +245,7 @@ class Admission:
 
 def _first_logits(seq: Sequence) -> int:
     """The first position whose logits are wanted: it and those after it must have rows, whatever could be read."""
-    if seq.request.forced_output is not None and seq.request.return_logits:
+    if seq.request.forced_output is not None and seq.request.wants_distributions:
         return min(seq.num_prompt - 1 + seq.num_emitted, seq.num_to_forward - 1)
     return seq.num_to_forward - 1
 

@@ -4,17 +4,18 @@ from collections.abc import Sequence as Ordered
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
 
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.config import BLOCK_SIZE
-from agentkv_engine.errors import RequestRefused, SelectorFailed
+from agentkv_engine.errors import ConstraintFailed, RequestRefused, SelectorFailed
 from agentkv_engine.request import FinishReason, ReuseMode, StepOutput
+from agentkv_engine.sampling.result import Sampled
+from agentkv_engine.sampling.sampler import MOST_SCORED_ROWS
 from agentkv_engine.scheduler.admission import Admission
 from agentkv_engine.scheduler.budget import BudgetPolicy, Load
-from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
+from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput, SeqResult
 from agentkv_engine.scheduler.sequence import Phase, Rows, Sequence
 
 
@@ -110,19 +111,11 @@ class Scheduler:
             stalled = seq not in chosen
         return SchedulerOutput(scheduled=tuple(chosen.values()))
 
-    def update(
-        self, schedule: SchedulerOutput, logits: Ordered[Tensor], sampled: Ordered[int | None]
-    ) -> list[StepOutput]:
-        """Take in what a step computed.
-
-        Args:
-            schedule: the step.
-            logits: for each scheduled sequence, float32 [num_logits, vocabulary].
-            sampled: for each, the token sampled from its last logits, if any.
-        """
+    def update(self, schedule: SchedulerOutput, results: Ordered[SeqResult]) -> list[StepOutput]:
+        """Take in what a step computed, a result for each scheduled sequence."""
         outputs, self._failed = self._failed, []
-        for item, rows, token in zip(schedule.scheduled, logits, sampled, strict=True):
-            output = self._advance(item, rows, token)
+        for item, result in zip(schedule.scheduled, results, strict=True):
+            output = self._advance(item, result)
             if output is not None:
                 outputs.append(output)
         return outputs
@@ -151,7 +144,7 @@ class Scheduler:
 
     def _schedule_rows(self, seq: Sequence, left: int, chosen: dict[Sequence, ScheduledSeq]) -> int:
         """Schedule up to `left` rows of a sequence, making room if need be; returns how many."""
-        rows = seq.queue[:left]
+        rows = seq.queue[: self._most_rows(seq, left, chosen)]
         while not self._assign_slots(seq, rows):
             younger = [s for s in self._running if s.arrival > seq.arrival and s not in chosen]
             if younger:
@@ -164,8 +157,15 @@ class Scheduler:
                 self._preempt(seq)
                 self._retry_alone(seq)
                 return 0
-        chosen[seq] = ScheduledSeq(sequence=seq, rows=rows, num_logits=self._num_logits(seq, rows))
+        chosen[seq] = self._scheduled(seq, rows)
         return len(rows)
+
+    def _most_rows(self, seq: Sequence, left: int, chosen: dict[Sequence, ScheduledSeq]) -> int:
+        """Few rows where a prompt is scored: the logits of all of them are wanted."""
+        if not seq.scores_prompt:
+            return left
+        taken = sum(item.num_scored for item in chosen.values())
+        return min(left, max(1, MOST_SCORED_ROWS - taken))
 
     def _retry_alone(self, seq: Sequence) -> bool:
         """Nothing else runs and there still is no room: give up reuse, then the request. False when it was given up."""
@@ -212,27 +212,41 @@ class Scheduler:
         residence.table.write(rows.positions, num_lists, residence.own_P[rows.positions])
         return True
 
-    def _num_logits(self, seq: Sequence, rows: Rows) -> int:
-        """Logits are wanted of the last known row, and of forced rows whose logits were asked for and not given yet."""
+    def _scheduled(self, seq: Sequence, rows: Rows) -> ScheduledSeq:
+        """Logits are wanted of the last known row, of forced rows whose distributions were asked for and not given yet,
+        and of the prompt's rows behind which stands a token to be scored."""
         if seq.phase is Phase.PROBING:
-            return 0
-        first_wanted = seq.num_to_forward - 1
-        if seq.request.forced_output is not None:
-            first_wanted = seq.num_prompt - 1 + seq.num_emitted if seq.request.return_logits else seq.num_to_forward
-        return int((rows.positions >= first_wanted).sum())
+            return ScheduledSeq(sequence=seq, rows=rows, num_logits=0)
+        forced, end = seq.request.forced_output is not None, seq.num_to_forward
+        first_wanted = end - 1
+        if forced:
+            first_wanted = seq.num_prompt - 1 + seq.num_emitted if seq.request.wants_distributions else end
+        elif seq.scores_prompt:
+            first_wanted = len(seq.prompt_logprobs)
+        num_logits = int((rows.positions >= first_wanted).sum())
+        samples = not forced and num_logits > 0 and int(rows.positions[-1]) == end - 1
+        num_scored = num_logits - samples if seq.scores_prompt else 0
+        if forced and seq.request.num_logprobs is not None:
+            num_scored = num_logits
+        return ScheduledSeq(sequence=seq, rows=rows, num_logits=num_logits, samples=samples, num_scored=num_scored)
 
-    def _advance(self, item: ScheduledSeq, logits: Tensor, token: int | None) -> StepOutput | None:
+    def _advance(self, item: ScheduledSeq, result: SeqResult) -> StepOutput | None:
         seq = item.sequence
         self._charge(seq, item.rows)
         seq.queue = seq.queue[len(item.rows) :]
         if seq.phase is Phase.PROBING:
             return self._finish_probe(seq) if len(seq.queue) == 0 else None
         seq.num_computed = int(seq.queue.positions[0]) if len(seq.queue) else seq.num_to_forward
+        if seq.scores_prompt:
+            seq.prompt_logprobs += result.scored
         if seq.num_computed < seq.num_prompt:
             return None
         if seq.num_emitted == 0:
             self._admission.index(seq, num_tokens=seq.num_prompt)
-        return self._emit(seq, logits, token)
+        if isinstance(result.sampled, ConstraintFailed):
+            self.abort(seq)
+            return StepOutput(request_id=seq.request_id, error=result.sampled)
+        return self._emit(seq, result, self._next_tokens(seq, result.sampled))
 
     def _finish_probe(self, seq: Sequence) -> StepOutput | None:
         try:
@@ -254,12 +268,13 @@ class Scheduler:
         for kind, which in (("probe", probe), ("repair", reused & ~probe), ("fresh", ~reused & ~probe)):
             seq.row_layers[kind] += int(rows.depths[which & in_prompt].sum())
 
-    def _emit(self, seq: Sequence, logits: Tensor, token: int | None) -> StepOutput | None:
-        new = self._next_tokens(seq, token)
+    def _emit(self, seq: Sequence, result: SeqResult, new: list[int]) -> StepOutput | None:
         if not new:
             return None
-        sources = None
+        sources = prompt_logprobs = None
         if seq.num_emitted == 0:
+            if seq.request.prompt_logprobs is not None:
+                prompt_logprobs = (None, *seq.prompt_logprobs)
             assert seq.sources is not None
             sources = replace(
                 seq.sources,
@@ -277,19 +292,21 @@ class Scheduler:
         return StepOutput(
             request_id=seq.request_id,
             token_ids=tuple(new),
-            logits=logits if seq.request.return_logits else None,
+            logits=result.logits[-len(new) :] if seq.request.return_logits else None,
+            logprobs=result.logprobs,
+            prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
             sources=sources,
         )
 
-    def _next_tokens(self, seq: Sequence, token: int | None) -> list[int]:
+    def _next_tokens(self, seq: Sequence, sampled: Sampled | None) -> list[int]:
         """The tokens that this step brings: sampled, or those forced ones whose distribution is known now."""
         forced = seq.request.forced_output
         if forced is None:
-            if token is None:
+            if sampled is None:
                 return []
-            seq.token_ids.append(token)
-            return [token]
+            seq.token_ids.append(sampled.token_id)
+            return [sampled.token_id]
         if len(seq.token_ids) == seq.num_prompt:
             seq.token_ids += forced
             positions = np.arange(seq.num_prompt, seq.num_to_forward)
@@ -300,7 +317,7 @@ class Scheduler:
         sampling, forced = seq.request.sampling, seq.request.forced_output
         if forced is not None:
             return FinishReason.STOP if seq.num_emitted == len(forced) else None
-        if seq.token_ids[-1] in sampling.stop_token_ids:
+        if seq.token_ids[-1] in sampling.stop_token_ids or seq.sampling.is_finished:
             return FinishReason.STOP
         if seq.num_emitted >= sampling.max_tokens or len(seq.token_ids) >= self._limit:
             return FinishReason.LENGTH

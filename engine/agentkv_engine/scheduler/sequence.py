@@ -12,6 +12,8 @@ from agentkv_engine.cache.key_table import NO_SLOT, KeyTable
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.request import FinishReason, Request, TokenSources
 from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView
+from agentkv_engine.sampling.result import TokenLogprobs
+from agentkv_engine.sampling.state import SamplingState
 
 
 class Phase(Enum):
@@ -169,6 +171,7 @@ class Sequence:
     """Progress of one request. Computed rows chase known tokens: no prefill phase, no decode phase.
 
     Attributes:
+        sampling: what sampling remembers of it.
         token_ids: prompt and everything emitted since (all forced tokens, once the prompt is done).
         queue: rows still to compute, in order.
         plan: frozen once made, for the rows of `planned_spans`; survives preemption while no others are read.
@@ -176,11 +179,12 @@ class Sequence:
         reuse_given_up: there was no room for what it reads beside what it writes: full prefill.
         num_emitted: tokens given out so far.
         num_computed: leading positions that have final keys.
+        prompt_logprobs: of the prompt's tokens so far, from its second on; survive a preemption.
     """
 
     request: Request
     arrival: int
-    generator: torch.Generator
+    sampling: SamplingState
     token_ids: list[int]
     spans: tuple[PlacedSpan, ...]
     phase: Phase = Phase.WAITING
@@ -195,6 +199,7 @@ class Sequence:
     sources: TokenSources | None = None
     fallbacks: Counter[str] = field(default_factory=Counter)
     row_layers: Counter[str] = field(default_factory=Counter)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
     def request_id(self) -> str:
@@ -211,6 +216,11 @@ class Sequence:
         """Known tokens whose rows are wanted: all, but for the last of a forced output."""
         forced_out = self.request.forced_output is not None and len(self.token_ids) > self.num_prompt
         return len(self.token_ids) - forced_out
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are wanted, and not all are there."""
+        return self.request.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt - 1
 
     @property
     def held(self) -> Residence:
