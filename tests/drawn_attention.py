@@ -45,3 +45,7 @@ class DrawnAttention:
     def value_deviation(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
         """See `Observation.value_deviation`: here, what a row pays to itself."""
         return self.attention_LPP[layer].diagonal()[list(positions)]
+
+    def value_turn(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
+        """See `Observation.value_turn`: here, the same as the deviation."""
+        return self.value_deviation(layer, positions)

@@ -173,6 +173,10 @@ class Observation(Protocol):
         """
         ...
 
+    def value_turn(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
+        """1 - the cosine of those two, all kv heads one vector; arguments and shape as of `value_deviation`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairPlan:

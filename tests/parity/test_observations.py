@@ -101,11 +101,20 @@ def assert_shares(decoder: Decoder, seen: torch.Tensor) -> None:
 
 def test_value_deviation_is_that_of_full_prefill(decoder: Decoder) -> None:
     rows = range(len(PROMPT))
-    seen = look(decoder, rows, lambda o: torch.stack([o.value_deviation(layer, SPAN) for layer in range(3)]))
+    seen, turned = look(
+        decoder,
+        rows,
+        lambda o: torch.stack(
+            [torch.stack([ask(layer, SPAN) for layer in range(3)]) for ask in (o.value_deviation, o.value_turn)]
+        ),
+    )
     _, full, _ = DenseOracle(decoder).run(PROMPT)
     for layer in range(3):
         change = full.values[layer][SPAN.start : SPAN.stop] - stale(decoder).values[layer]
         assert torch.allclose(seen[layer], change.square().sum(dim=(1, 2)), atol=1e-4)
+        now, kept = full.values[layer][SPAN.start : SPAN.stop].flatten(1), stale(decoder).values[layer].flatten(1)
+        cosine = (now * kept).sum(1) / (now.norm(dim=1) * kept.norm(dim=1))
+        assert torch.allclose(turned[layer], 1 - cosine, atol=1e-4)
     assert seen[0].abs().max() < 1e-9  # layer 0 sees the token alone
 
 

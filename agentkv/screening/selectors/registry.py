@@ -11,6 +11,7 @@ from agentkv.screening.selectors.budget import BudgetedSelector
 from agentkv.screening.selectors.propagated_attention import PropagatedAttention
 from agentkv.screening.selectors.query_attention import QueryAttention
 from agentkv.screening.selectors.random_rows import RandomRows
+from agentkv.screening.selectors.relay import Relay
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.repair_boundary import RepairBoundary
 from agentkv.screening.selectors.repair_none import RepairNone
@@ -26,6 +27,7 @@ SELECTORS: Mapping[str, type[BudgetedSelector]] = MappingProxyType(
         "query_attention": QueryAttention,
         "propagated_attention": PropagatedAttention,
         "value_deviation": ValueDeviation,
+        "relay": Relay,
         "random_rows": RandomRows,
     }
 )
@@ -34,8 +36,8 @@ _CALL = re.compile(r"\s*(?P<rule>\w+)\s*(?:\((?P<arguments>[^()]*)\))?\s*")
 _ARGUMENT = re.compile(r"\s*(?:(?P<key>\w+)\s*=)?\s*(?P<number>[-+.0-9eE]+)\s*")
 
 
-def parse_selector(text: str) -> BudgetedSelector:
-    """The selector that `text` names: `RULE`, `RULE(NUMBER, ...)` or `RULE(FIELD=NUMBER, ...)`.
+def parse_selector(text: str, rules: Mapping[str, type[BudgetedSelector]] = SELECTORS) -> BudgetedSelector:
+    """The selector that `text` names: `RULE`, `RULE(NUMBER, ...)` or `RULE(FIELD=NUMBER, ...)`, RULE one of `rules`.
 
     Arguments left out take the rule's defaults; `parse_selector(selector.name) == selector`.
 
@@ -43,20 +45,20 @@ def parse_selector(text: str) -> BudgetedSelector:
         InvalidRequest: no such rule or argument; the message lists the rules that there are.
     """
     call = _CALL.fullmatch(text)
-    rule = SELECTORS.get(call["rule"]) if call else None
+    rule = rules.get(call["rule"]) if call else None
     if call is None or rule is None:
-        raise _refusal(text, "there is no such rule")
+        raise _refusal(text, "there is no such rule", rules)
     try:
         return rule(**_arguments(call["arguments"] or "", _parameters(rule)))
     except ValueError as error:
-        raise _refusal(text, str(error)) from error
+        raise _refusal(text, str(error), rules) from error
 
 
-def known_selectors() -> tuple[str, ...]:
+def known_selectors(rules: Mapping[str, type[BudgetedSelector]] = SELECTORS) -> tuple[str, ...]:
     """The rules with their parameters and defaults, as shown to users."""
     return tuple(
         f"{name}({', '.join(f'{f.name}={f.default}' for f in _parameters(rule))})" if _parameters(rule) else name
-        for name, rule in SELECTORS.items()
+        for name, rule in rules.items()
     )
 
 
@@ -81,7 +83,6 @@ def _arguments(text: str, parameters: tuple[Field[Any], ...]) -> dict[str, int |
     return arguments
 
 
-def _refusal(text: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"selector {text!r} can't be used: {reason}. Give one of {', '.join(known_selectors())}.", param="selector"
-    )
+def _refusal(text: str, reason: str, rules: Mapping[str, type[BudgetedSelector]]) -> InvalidRequest:
+    known = ", ".join(known_selectors(rules))
+    return InvalidRequest(f"selector {text!r} can't be used: {reason}. Give one of {known}.", param="selector")

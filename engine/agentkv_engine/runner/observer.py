@@ -117,15 +117,25 @@ class LiveObservation:
     @torch.inference_mode()
     def value_deviation(self, layer: int, positions: Sequence[int]) -> Tensor:
         """See `Observation.value_deviation`."""
+        new_RE, kept_RE = self._values(layer, positions)
+        return (new_RE - kept_RE).square().sum(dim=1)
+
+    @torch.inference_mode()
+    def value_turn(self, layer: int, positions: Sequence[int]) -> Tensor:
+        """See `Observation.value_turn`."""
+        return 1 - torch.cosine_similarity(*self._values(layer, positions), dim=1)
+
+    def _values(self, layer: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What a probe wrote and what is kept, float32 [R, K * D] each."""
         asked, level = np.asarray(positions, dtype=np.int64), self._observer.levels.list_of_layer(layer)
         ran = [record.positions for record in self._probe.records if layer <= record.probe.depth]
         assert np.isin(asked, np.intersect1d(self._probe.borrowed_N, np.concatenate([*ran, asked[:0]]))).all(), (
             "not all of these are reused rows that a probe has run to this layer"
         )
         _, values = self._observer.pool.stored(layer)
-        new_RKD = values[self._tensor(self._residence.own_P[asked])]
-        kept_RKD = values[self._tensor(self._probe.shared_slots(asked)[level])]
-        return (new_RKD.float() - kept_RKD.float()).square().sum(dim=(1, 2))
+        slots = (self._residence.own_P[asked], self._probe.shared_slots(asked)[level])
+        new_RE, kept_RE = (values[self._tensor(each)].flatten(1).float() for each in slots)
+        return new_RE, kept_RE
 
     def _output_length(self, layer: int, weights_RHS: Tensor, v_SKD: Tensor) -> Tensor:
         """Length of the attention layer's output [R] for these weights; H is the number of heads or of kv heads."""

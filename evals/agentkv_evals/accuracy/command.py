@@ -14,9 +14,12 @@ class Suite(StrEnum):
 
 
 class Task(StrEnum):
-    """Data of the accuracy suite. (Trace agreement has a command of its own: `agentkv replay`.)"""
+    """Data of the accuracy suite; `tasks.sources.TaskName` without what that imports."""
 
     WORLDS = "worlds"
+    RULER = "ruler"
+    GSM8K = "gsm8k"
+    TRACES = "traces"
 
 
 def evaluate(
@@ -24,25 +27,70 @@ def evaluate(
     model: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Hugging Face model directory.", show_default="the repository's")
     ] = None,
-    task: Annotated[Task, typer.Option(help="Where the items come from.")] = Task.WORLDS,  # noqa: ARG001 (one)
+    task: Annotated[
+        Task,
+        typer.Option(
+            help="Where the items come from: the repository's model's own, plain text of any length, "
+            "five agents over --data, or recorded conversations of --data."
+        ),
+    ] = Task.WORLDS,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON lines of gsm8k or traces.")] = None,
     selector: Annotated[
         list[str] | None,
-        typer.Option(metavar="RULE", help="One more rule to compare, e.g. 'query_attention(0.1)'; repeatable."),
+        typer.Option(
+            metavar="RULE",
+            help="Rule to compare, e.g. 'query_attention(0.1)'; without arguments at every --ratio; repeatable.",
+            show_default="propagated_attention",
+        ),
     ] = None,
-    peers: Annotated[bool, typer.Option(help="Compare the usual rules too.")] = True,
+    ratio: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Shares of the row-layers.", show_default="0.02,0.05,0.1,0.15,0.2,0.3"),
+    ] = None,
+    peers: Annotated[bool, typer.Option(help="Compare the usual rules too, at their published settings.")] = True,
     families: Annotated[str | None, typer.Option(metavar="A,B", help="Families.", show_default="all")] = None,
     depths: Annotated[
         str | None, typer.Option(metavar="N,M", help="References between question and answer.", show_default="all")
     ] = None,
     topology: Annotated[
-        str, typer.Option(metavar="A,B", help="What authors saw: parallel, chain, debate.")
-    ] = "parallel",
-    question: Annotated[str, typer.Option(metavar="A,B", help="Where the question stands: last, first.")] = "last",
-    items: Annotated[int, typer.Option(min=1, metavar="N", help="Items of each cell.")] = 4,
+        str | None,
+        typer.Option(metavar="A,B", help="What authors saw: parallel, chain, debate.", show_default="parallel"),
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Where the question stands: last, first.", show_default="last")
+    ] = None,
+    items: Annotated[int, typer.Option(min=1, metavar="N", help="Items of each cell, or of the file.")] = 4,
     hops: Annotated[
-        int, typer.Option(min=1, max=8, metavar="N", help="Pass each reply on to a next agent, so often in all.")
-    ] = 1,
-    first_seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of a cell's first item.")] = 200_000,
+        int | None,
+        typer.Option(
+            min=1,
+            max=8,
+            metavar="N",
+            help="Pass each reply on to a next agent, so often in all; of traces, turns.",
+            show_default="1; traces: 8",
+        ),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            metavar="T",
+            help="Tokens of all messages (ruler), most tokens of a prompt with its reply (traces).",
+            show_default="1024; traces: 4096",
+        ),
+    ] = None,
+    reply_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="T", help="Most tokens of a reply of ruler or gsm8k.", show_default="48; gsm8k: 256"
+        ),
+    ] = None,
+    first_seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Seed of a cell's first item, or its number in --data.", show_default="200000; 0"
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu or cuda.", show_default="cpu")] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Most requests at once; 1 for times.")] = 16,
     kv_memory: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of KV.")] = "2GiB",
@@ -59,18 +107,27 @@ def evaluate(
 
     from agentkv_evals.accuracy.run import run_accuracy  # noqa: PLC0415
     from agentkv_evals.accuracy.settings import Settings  # noqa: PLC0415
+    from agentkv_evals.accuracy.tasks.sources import TaskName, TaskOptions  # noqa: PLC0415
 
-    settings = Settings.of(
-        model=model,
-        rules=selector or (),
-        peers=peers,
+    options = TaskOptions(
+        name=TaskName(task),
+        data=data,
         families=families,
         depths=depths,
         topology=topology,
         question=question,
         items=items,
         hops=hops,
+        length=length,
+        reply_tokens=reply_tokens,
         first_seed=first_seed,
+    )
+    settings = Settings.of(
+        model=model,
+        task=options,
+        rules=selector,
+        ratios=ratio,
+        peers=peers,
         device=device,
         batch=batch,
         kv_memory=kv_memory,

@@ -47,9 +47,10 @@ class Driver:
         self._batch = batch
 
     def run(
-        self, requests: Iterable[Request], on_end: Callable[[str], None] = lambda _request_id: None
+        self, requests: Iterable[Request], on_end: Callable[[str, Reply], None] = lambda _request_id, _reply: None
     ) -> dict[str, Reply]:
-        """Replies by request id. `on_end` is called right after a request's last step, while its KV can be kept.
+        """Replies by request id. `on_end` is called right after a request's last step, while its KV can be kept; what
+        it takes out of a reply is not held until the others end.
 
         Raises:
             EngineError: a request failed.
@@ -76,6 +77,6 @@ class Driver:
                     reply.chunks.append(output.logits)
                 if output.finish_reason is not None:
                     del started[output.request_id]
-                    on_end(output.request_id)
+                    on_end(output.request_id, reply)
         self.engine.release_finished()
         return replies

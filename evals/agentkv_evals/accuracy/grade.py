@@ -1,180 +1,242 @@
-"""Items under every arm, on one engine: authors once, then full prefill, then each rule on the same kept KV."""
+"""Items under every arm, on one engine: authors once, then full prefill, then each arm on the same kept KV."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from agentkv.errors import ConfigError
-from agentkv_engine.errors import UnknownHandle
-from agentkv_engine.reuse import Resident
+from agentkv_engine.request import Request
 from agentkv_evals.accuracy.arms import FULL, Arm
 from agentkv_evals.accuracy.cases import Case
 from agentkv_evals.accuracy.drive import Driver, Reply
-from agentkv_evals.accuracy.requests import author_requests, full_request, reader_id, reply_id, screened_request
+from agentkv_evals.accuracy.oracle import Foresight, Informed, Oracle
+from agentkv_evals.accuracy.play import Ask, Played, Told, Way, check, told_of
+from agentkv_evals.accuracy.requests import (
+    Find,
+    arm_request,
+    author_requests,
+    foresight_request,
+    full_request,
+    reader_id,
+)
 from agentkv_evals.accuracy.rows import Row
+from agentkv_evals.accuracy.shelf import Shelf
+from agentkv_evals.accuracy.tasks.task import Task
 from agentkv_evals.comparison.fidelity import Fidelity, compare
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A case, and the arms that have not answered it yet."""
-
-    case: Case
-    arms: tuple[Arm, ...]
-
-
 class Grader:
-    """Grades cases; arms share the authors' KV and nothing else.
+    """Grades items; arms share the authors' KV and nothing else.
 
     Args:
         driver: its engine is used by nobody else.
-        digits: token ids of digits: a judge's reply names the candidate by its number.
+        task: whose items.
         run: see `Row.run`.
     """
 
-    def __init__(self, driver: Driver, *, digits: frozenset[int], run: dict[str, Any]) -> None:
+    def __init__(self, driver: Driver, task: Task, *, run: dict[str, Any]) -> None:
         self._driver = driver
-        self._digits = digits
+        self._task = task
         self._run = run
         self._layers = driver.engine.model_config.num_layers
 
-    def grade(self, asks: Sequence[Ask], hops: int = 1) -> list[Row]:
-        """Rows of full prefill and of every arm asked for, at each hop.
+    def grade(self, asks: Sequence[Ask]) -> list[Row]:
+        """Rows of full prefill and of every arm asked for, at each step.
 
-        Full prefill's reply is forced upon every arm and passed on to the next hop: the same tokens for all, with the
-        KV that each arm's own repairs gave them.
+        Full prefill's reply is forced upon every arm and passed on to the next step: the same tokens for all, with the
+        KV that each arm's own repairs gave them. Where the task grades own replies, each arm then also goes its way.
 
         Raises:
             ConfigError: the pool is too small for what is kept meanwhile.
         """
-        residents: dict[str, Resident] = {}
-        rows: list[Row] = []
-        try:
-            self._write(asks, residents)
-            for hop in range(1, hops + 1):
-                full = self._driver.run(full_request(ask.case) for ask in asks)
-                rows += self._hop(asks, full, residents, is_last=hop == hops)
-                replies = [full[ask.case.case_id].token_ids for ask in asks]
-                # A reply of an end token only leaves nothing to pass on.
-                asks = [
-                    replace(ask, case=ask.case.passed_on(reply))
-                    for ask, reply in zip(asks, replies, strict=True)
-                    if len(reply) > 1
-                ]
-        finally:
-            for resident in residents.values():
-                with suppress(UnknownHandle):  # evicted; the reply that missed it says so
-                    self._driver.engine.release(resident.handle)
-        return rows
+        plays = [Played(ask=ask, case=self._task.case(ask.cell, ask.seed)) for ask in asks]
+        with Shelf(self._driver.engine) as shelf:
+            while asked := [(play, play.case) for play in plays if play.case is not None]:
+                self._step(asked, shelf)
+            if self._task.generates:
+                self._go_own_ways(plays, shelf)
+        return [row for play in plays for row in self._rows(play)]
 
-    def _write(self, asks: Sequence[Ask], residents: dict[str, Resident]) -> None:
+    def _step(self, asked: Sequence[tuple[Played, Case]], shelf: Shelf) -> None:
+        """One prompt of each item under all arms."""
+        self._write((case for _, case in asked), shelf)
+        full = self._driver.run(full_request(case) for _, case in asked)
+        known = {case.case_id: full[reader_id(case, FULL)] for _, case in asked}
+        forced = [(case, arm, known[case.case_id].token_ids) for play, case in asked for arm in play.ask.arms]
+        told = self._force(forced, known, shelf)
+        wrong = [] if self._task.generates else [each for each in forced if each[0].right not in (None, each[2])]
+        right = self._force([(case, arm, case.right or ()) for case, arm, _ in wrong], {}, shelf, "right/")
+        for play, case in asked:
+            reply = known[case.case_id]
+            play.cases.append(case)
+            play.replies.append(reply.token_ids)
+            play.full.append(told_of(reply, Fidelity(positions=len(reply.token_ids))))
+            for steps, answers in ((play.told, told), (play.right, right)):
+                steps.append({arm: each for (case_id, arm), each in answers.items() if case_id == case.case_id})
+            play.own.append({})
+            play.case = self._task.case(case.cell, case.seed, tuple(play.replies))
+
+    def _write(self, cases: Iterable[Case], shelf: Shelf) -> None:
         """Let every author read its own context, and keep its message."""
-        authored = {
-            request.request_id: (request, len(message.content))
-            for ask in asks
-            for request, message in zip(author_requests(ask.case), ask.case.authored, strict=True)
-        }
+        requests = {}
+        lengths = {}
+        for case in cases:
+            for author, request in zip(case.authors, author_requests(case), strict=True):
+                if request.request_id not in shelf:
+                    requests[request.request_id] = request
+                    lengths[request.request_id] = len(author.content)
 
-        def keep(request_id: str) -> None:
-            request, length = authored[request_id]
-            end = len(request.token_ids)
-            residents[request_id] = self._driver.engine.keep(request_id, end - length, end)
+        def keep(request_id: str, _reply: Reply) -> None:
+            end = len(requests[request_id].token_ids)
+            shelf.put(request_id, request_id, end - lengths[request_id], end)
 
-        self._driver.run((request for request, _ in authored.values()), keep)
+        self._driver.run(requests.values(), keep)
 
-    def _hop(
-        self, asks: Sequence[Ask], full: Mapping[str, Reply], residents: dict[str, Resident], *, is_last: bool
-    ) -> list[Row]:
-        pairs = {reader_id(ask.case, arm): (ask.case, arm) for ask in asks for arm in ask.arms}
+    def _force(
+        self,
+        wanted: Sequence[tuple[Case, Arm, tuple[int, ...]]],
+        known: dict[str, Reply],
+        shelf: Shelf,
+        purpose: str = "",
+    ) -> dict[tuple[str, str], Told]:
+        """Each arm behind a reply: where full prefill's is `known`, compared with it, its KV kept for later readers."""
+        asked = {reader_id(case, arm.name, purpose): (case, arm) for case, arm, _ in wanted}
+        told: dict[tuple[str, str], Told] = {}
 
-        def keep(request_id: str) -> None:
-            case, arm = pairs[request_id]
-            start, length = len(case.prompt), len(full[case.case_id].token_ids) - 1
-            if not is_last and length > 0:
-                residents[reply_id(case, arm, case.hop)] = self._driver.engine.keep(request_id, start, start + length)
+        def take(request_id: str, reply: Reply) -> None:
+            case, arm = asked[request_id]
+            full = known.get(case.case_id)
+            told[case.case_id, arm.name] = told_of(reply, compare(full.chunks, reply.chunks) if full else Fidelity())
+            if full is not None:
+                shelf.keep_step(request_id, case, len(reply.token_ids), lane=arm.name)
 
-        forced = self._driver.run(
-            (screened_request(case, arm, residents, full[case.case_id].token_ids) for case, arm in pairs.values()), keep
+        finds = [(case, arm, reply, shelf.finder(case, arm.name)) for case, arm, reply in wanted]
+        informed = self._inform(finds, purpose)
+        self._driver.run(
+            (
+                arm_request(case, arm, find, reply, purpose)
+                for arm, (case, _, reply, find) in zip(informed, finds, strict=True)
+            ),
+            take,
         )
-        # Where full prefill is wrong, another reply may be right: see what each arm says to the right one.
-        right = self._driver.run(
-            screened_request(case, arm, residents, case.right, "right/")
-            for case, arm in pairs.values()
-            if full[case.case_id].token_ids != case.right
-        )
-        return [row for ask in asks for row in self._rows(ask, full[ask.case.case_id], forced, right)]
+        return told
 
-    def _rows(self, ask: Ask, full: Reply, forced: Mapping[str, Reply], right: Mapping[str, Reply]) -> Iterator[Row]:
-        is_right = full.token_ids == ask.case.right
-        same = Fidelity(positions=len(full.token_ids))
-        yield self._row(ask.case, FULL, full, same, exact=True, right=is_right, same_choice=True)
-        chosen = self._num_until_choice(full.token_ids)
-        for arm in ask.arms:
-            reply = forced[reader_id(ask.case, arm)]
-            _check(reply)
-            said = _best(reply)
-            exact = said == full.token_ids
-            yield self._row(
-                ask.case,
-                arm.name,
-                reply,
-                compare(full.chunks, reply.chunks),
-                exact=exact,
-                right=exact if is_right else _best(right[reader_id(ask.case, arm, "right/")]) == ask.case.right,
-                same_choice=said[:chosen] == full.token_ids[:chosen],
-            )
+    def _inform(self, wanted: Sequence[tuple[Case, Arm, tuple[int, ...], Find]], purpose: str) -> list[Arm]:
+        """The arms; the oracles among them have been told what full prefill does to their rows and reads of them."""
+        looks: dict[str, tuple[Foresight, Request]] = {}
+        for case, arm, reply, find in wanted:
+            if isinstance(arm.selector, Oracle):
+                name = reader_id(case, arm.name, f"{purpose}foresight/")
+                foresight = Foresight(num_prompt=len(case.prompt))
+                looks[name] = foresight, foresight_request(case, find, foresight, reply, name)
+        self._driver.run(request for _, request in looks.values())
+
+        def told(arm: Arm, case: Case) -> Arm:
+            if not isinstance(arm.selector, Oracle):
+                return arm
+            foresight, _ = looks[reader_id(case, arm.name, f"{purpose}foresight/")]
+            return replace(arm, selector=Informed(rule=arm.selector, scores=tuple(foresight.scores)))
+
+        return [told(arm, case) for case, arm, _, _ in wanted]
+
+    def _go_own_ways(self, plays: Sequence[Played], shelf: Shelf) -> None:
+        """Let each arm decode from the first step on at which its best tokens are not full prefill's reply."""
+        ways = [
+            Way(play=play, arm=arm, replies=play.replies[:first])
+            for play in plays
+            for arm in play.ask.arms
+            if (first := play.first_difference(arm.name)) is not None
+        ]
+        while asked := [(way, case) for way in ways if (case := self._next(way)) is not None]:
+            self._write((case for _, case in asked), shelf)
+            self._decode({reader_id(case, way.arm.name, "own/"): (way, case) for way, case in asked}, shelf)
+
+    def _next(self, way: Way) -> Case | None:
+        return self._task.case(way.play.ask.cell, way.play.ask.seed, tuple(way.replies))
+
+    def _decode(self, asked: Mapping[str, tuple[Way, Case]], shelf: Shelf) -> None:
+        def take(request_id: str, reply: Reply) -> None:
+            check(reply)
+            way, case = asked[request_id]
+            way.play.own[len(way.replies)][way.arm.name] = reply.token_ids
+            way.replies.append(reply.token_ids)
+            shelf.keep_step(request_id, case, len(reply.token_ids), lane=f"{way.arm.name}|own")
+
+        # An oracle knows what full prefill's agent said here, which may be an answer to another prompt.
+        finds = [
+            (case, way.arm, way.play.replies[len(way.replies)], shelf.finder(case, f"{way.arm.name}|own", way.arm.name))
+            for way, case in asked.values()
+        ]
+        informed = self._inform(finds, "own/")
+        self._driver.run(
+            (
+                arm_request(case, arm, find, case.reply, "own/")
+                for arm, (case, _, _, find) in zip(informed, finds, strict=True)
+            ),
+            take,
+        )
+
+    def _rows(self, play: Played) -> Iterator[Row]:
+        steps = len(play.cases)
+        for index, (case, reply) in enumerate(zip(play.cases, play.replies, strict=True)):
+            right = self._task.is_right(case, reply)
+            same = self._task.same_choice(case, reply, reply)
+            yield self._row(case, FULL, play.full[index], steps, exact=True, right=right, same_choice=same)
+            for arm, told in play.told[index].items():
+                exact = told.best == play.full[index].best
+                said = play.own[index].get(arm, reply) if self._task.generates else told.best
+                behind = play.right[index].get(arm)
+                yield self._row(
+                    case,
+                    arm,
+                    told,
+                    steps,
+                    exact=exact,
+                    right=behind.best == case.right if behind else self._task.is_right(case, said),
+                    same_choice=self._task.same_choice(case, reply, said),
+                )
 
     def _row(
-        self, case: Case, arm: str, reply: Reply, fidelity: Fidelity, *, exact: bool, right: bool, same_choice: bool
+        self,
+        case: Case,
+        arm: str,
+        told: Told,
+        steps: int,
+        *,
+        exact: bool,
+        right: bool | None,
+        same_choice: bool | None,
     ) -> Row:
-        sources = reply.sources
-        assert sources is not None, "a reply that has ended has said where its prompt came from"
+        sources = told.sources
         return Row(
-            family=case.cell.family,
+            item=case.item_id,
+            family=case.part,
             depth=case.cell.depth,
             topology=case.cell.topology,
             question=case.cell.question,
             seed=case.seed,
+            step=case.step,
+            steps=steps,
             hop=case.hop,
             arm=arm,
             right=right,
             exact=exact,
-            positions=fidelity.positions,
-            mismatched=fidelity.mismatched,
-            ties=fidelity.ties,
-            kl_sum=fidelity.kl_sum,
-            same_choice=same_choice if case.cell.family == "judge" else None,
+            positions=told.fidelity.positions,
+            mismatched=told.fidelity.mismatched,
+            ties=told.fidelity.ties,
+            kl_sum=told.fidelity.kl_sum,
+            same_choice=same_choice,
             prompt=sources.prompt,
-            reused=sum(len(message.content) for message in case.messages),
+            prefix=sources.prefix,
+            reused=case.num_reused,
             messages=len(case.messages),
             layers=self._layers,
             probe=sources.probe_row_layers,
             repair=sources.repair_row_layers,
             screening=sources.screening_row_layers,
             fresh=sources.fresh_row_layers,
-            seconds=reply.seconds,
+            seconds=told.seconds,
             fallbacks=dict(sources.fallbacks),
             run=self._run,
-        )
-
-    def _num_until_choice(self, reply: Sequence[int]) -> int:
-        """How much of a judge's reply it takes to know the candidate: up to its last digit; all where there is none."""
-        return max((n + 1 for n, token in enumerate(reply) if token in self._digits), default=len(reply))
-
-
-def _best(reply: Reply) -> tuple[int, ...]:
-    """The best token at each position of the forced reply; equal to it exactly where greedy decoding gives it."""
-    return tuple(reply.logits.argmax(dim=-1).tolist())
-
-
-def _check(reply: Reply) -> None:
-    assert reply.sources is not None
-    lost = {reason for reason, _ in reply.sources.fallbacks} & {"segment_gone", "no_room"}
-    if lost:
-        raise ConfigError(
-            f"kept KV was evicted ({', '.join(sorted(lost))}): raise --kv-memory, or lower --batch, which sets how "
-            "many items are kept at once"
         )

@@ -8,52 +8,89 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from agentkv_evals.accuracy.arms import FULL
 from agentkv_evals.accuracy.rows import Row
 from agentkv_evals.accuracy.summary import ArmSummary, split, summarise
 
+Measure = Callable[[ArmSummary], float | None]
+"""What is drawn of an arm; None where there is nothing."""
+
+_MEASURES: dict[str, Measure] = {
+    "right replies": lambda each: each.accuracy,
+    "replies that are full prefill's": lambda each: each.exact,
+    "mean KL a position (nats)": lambda each: each.fidelity.mean_kl,
+}
+_KL = "mean KL a position (nats)"
+
 
 def over_work(summaries: Sequence[ArmSummary]) -> str:
-    """Agreement and KL of each arm over its work, side by side."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    rules = [each for each in summaries if each.arm != FULL]
-    _points(left, rules, lambda each: each.exact)
-    left.set(ylabel="replies that are full prefill's", ylim=(-0.03, 1.03))
-    _points(right, rules, lambda each: each.fidelity.mean_kl)
-    right.set(ylabel="mean KL a position (nats)")
-    right.set_yscale("symlog", linthresh=1e-4)
-    right.set_ylim(bottom=0)
-    left.legend(fontsize=7, loc="lower right")
+    """Accuracy, agreement and KL of each rule over its work; full prefill's accuracy as a line."""
+    rules = [each for each in summaries if each.work is not None]
+    wanted = _there(summaries)
+    figure = Figure(figsize=(5.5 * len(wanted), 4.6), layout="constrained")
+    for axes, (label, measure) in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted.items(), strict=True):
+        _points(axes, rules, measure)
+        for each in summaries:
+            if each.work is None and label != _KL:
+                axes.axhline(measure(each) or 0, color="grey", linewidth=0.8, linestyle="--")
+        _scale(axes, label)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, ncols=5, loc="outside lower center")
     return _svg(figure)
 
 
 def by_part(rows: Sequence[Row], attribute: str) -> str:
-    """Accuracy of each arm by family, depth, topology or question position, as grouped bars."""
+    """Accuracy (agreement, where nothing can be graded) and KL of each arm by an attribute of the rows, as bars."""
     parts: Mapping[str, list[ArmSummary]] = {name: summarise(part) for name, part in split(rows, attribute).items()}
     arms = list(dict.fromkeys(each.arm for part in parts.values() for each in part))
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(arms)
-    for index, arm in enumerate(arms):
-        found = [(n, each) for n, part in enumerate(parts.values()) for each in part if each.arm == arm]
-        places = [n + (index - (len(arms) - 1) / 2) * width for n, _ in found]
-        axes.bar(places, [each.accuracy for _, each in found], width, label=arm, color=f"C{index % 10}")
-    axes.set_xticks(range(len(parts)), list(parts))
-    axes.set(ylabel="right replies", xlabel=attribute, ylim=(0, 1.02))
-    axes.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    wanted = _there([each for part in parts.values() for each in part])
+    if len(wanted) > 2:
+        del wanted["replies that are full prefill's"]
+    figure = Figure(figsize=(11, 2.9 * len(wanted) + 0.8), layout="constrained")
+    for axes, (label, measure) in zip(figure.subplots(len(wanted), squeeze=False)[:, 0], wanted.items(), strict=True):
+        _bars(axes, parts, arms, measure)
+        _scale(axes, label)
+    figure.axes[-1].set_xlabel(attribute)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, ncols=5, loc="outside lower center")
     return _svg(figure)
 
 
-def _points(axes: Axes, rules: Sequence[ArmSummary], height: Callable[[ArmSummary], float]) -> None:
+def _there(summaries: Sequence[ArmSummary]) -> dict[str, Measure]:
+    """The measures that some arm has."""
+    return {label: each for label, each in _MEASURES.items() if any(each(s) is not None for s in summaries)}
+
+
+def _points(axes: Axes, rules: Sequence[ArmSummary], measure: Measure) -> None:
     """A point an arm; arms of one rule are joined in order of work."""
     by_rule: dict[str, list[ArmSummary]] = {}
-    for each in sorted(rules, key=lambda each: each.work):
+    for each in sorted(rules, key=lambda each: each.work or 0):
         by_rule.setdefault(each.arm.partition("(")[0], []).append(each)
-    for rule, members in by_rule.items():
-        axes.plot([each.work for each in members], [height(each) for each in members], "o-", label=rule, markersize=5)
+    for rule, members in sorted(by_rule.items()):
+        work, heights = (
+            [value or 0 for value in values] for values in zip(*((m.work, measure(m)) for m in members), strict=True)
+        )
+        axes.plot(work, heights, "o-", label=rule, markersize=5)
     axes.set(xlabel="work: share of the reused rows' row-layers")
+
+
+def _bars(axes: Axes, parts: Mapping[str, list[ArmSummary]], arms: Sequence[str], measure: Measure) -> None:
+    width = 0.8 / len(arms)
+    for index, arm in enumerate(arms):
+        found = [(n, measure(each)) for n, part in enumerate(parts.values()) for each in part if each.arm == arm]
+        places = [n + (index - (len(arms) - 1) / 2) * width for n, _ in found]
+        heights = [height or 0 for _, height in found]
+        axes.bar(places, heights, width, label=arm, color=f"C{index % 10}", alpha=1 - 0.35 * (index // 10 % 2))
+    axes.set_xticks(range(len(parts)), list(parts))
+
+
+def _scale(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label)
     axes.grid(alpha=0.3)
+    if label == _KL:
+        axes.set_yscale("symlog", linthresh=1e-4)
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_ylim(-0.03, 1.03)
 
 
 def _svg(figure: Figure) -> str:

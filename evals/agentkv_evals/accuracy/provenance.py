@@ -11,24 +11,25 @@ from typing import Any
 import agentkv
 import agentkv_engine
 import agentkv_evals
-from agentkv_evals.comparison.environment import environment
-from agentkv_evals.worlds.split import VERSION
+from agentkv_evals.accuracy.tasks.task import Task
+from agentkv_evals.comparison.environment import environment, processor
 
 INFORMATIVE = frozenset({"commit", "model"})
 """What is recorded for readers only: `code` and `model_hash` say which results belong together."""
 
 
-def provenance(model: Path, *, device: str, batch: int) -> dict[str, Any]:
+def provenance(model: Path, task: Task, *, device: str, batch: int) -> dict[str, Any]:
     """Recorded in every row."""
     packages = [Path(str(package.__file__)).parent for package in (agentkv, agentkv_engine, agentkv_evals)]
     return {
-        "task": "worlds",
-        "task_version": VERSION,
+        "task": task.name,
+        "task_version": task.version,
         "model": model.resolve().name,
         "model_hash": _hash(path for pattern in ("*.safetensors", "*.json") for path in model.glob(pattern)),
         "code": _hash(path for package in packages for path in package.rglob("*.py")),
         "commit": _commit(),
         "device": device,
+        "processor": processor(device),
         "batch": batch,
         **environment(),
     }

@@ -9,7 +9,8 @@ from html import escape
 from agentkv_evals.accuracy.plots import by_part, over_work
 from agentkv_evals.accuracy.rows import Row
 from agentkv_evals.accuracy.show import ANSWERS, COSTS, LEGEND, answers, costs
-from agentkv_evals.accuracy.summary import split, summarise
+from agentkv_evals.accuracy.summary import ArmSummary, split, summarise
+from agentkv_evals.comparison.show import small
 
 SPLITS = ("family", "depth", "topology", "question", "length", "hop")
 """What the results are split by; a split with a single part is left out."""
@@ -35,7 +36,7 @@ def html(rows: Sequence[Row]) -> str:
     parts = [
         "<h1>Repair rules beside full prefill</h1>",
         _paragraph(LEGEND),
-        _image(over_work(summaries), "Agreement and KL over work"),
+        _image(over_work(summaries), "Answers and KL over work"),
         _table("arm", ANSWERS, ((each.arm, *answers(each)) for each in summaries)),
         _table("arm", COSTS, ((each.arm, *costs(each)) for each in summaries)),
         *(_split(rows, attribute) for attribute in SPLITS if len(split(rows, attribute)) > 1),
@@ -49,26 +50,28 @@ def html(rows: Sequence[Row]) -> str:
 def _split(rows: Sequence[Row], attribute: str) -> str:
     parts = {name: {each.arm: each for each in summarise(part)} for name, part in split(rows, attribute).items()}
     arms = dict.fromkeys(row.arm for row in rows)
-    lines = [
-        (arm, *(f"{part[arm].accuracy:.0%} / {part[arm].exact:.0%}" if arm in part else "-" for part in parts.values()))
-        for arm in arms
-    ]
+    lines = [(arm, *(_part(part[arm]) if arm in part else "-" for part in parts.values())) for arm in arms]
     return "\n".join(
         (
             f"<h2>By {escape(attribute)}</h2>",
-            _paragraph("Right replies / replies that are full prefill's."),
-            _image(by_part(rows, attribute), f"Accuracy by {attribute}"),
+            _paragraph("Right replies / replies that are full prefill's / mean KL a position."),
+            _image(by_part(rows, attribute), f"Answers and KL by {attribute}"),
             _table("arm", list(parts), lines),
         )
     )
 
 
+def _part(each: ArmSummary) -> str:
+    right = "-" if each.accuracy is None else f"{each.accuracy:.0%}"
+    return f"{right} / {each.exact:.0%} / {small(each.fidelity.mean_kl)}"
+
+
 def _provenance(rows: Sequence[Row]) -> list[tuple[str, object]]:
     seeds = [row.seed for row in rows]
-    items = len({row.item for row in rows})
+    items = len({row.case for row in rows})
     commits = sorted({str(row.run.get("commit")) for row in rows})
     run = {**rows[0].run, "commit": ", ".join(commits)}
-    return [*run.items(), ("items", items), ("seeds", f"{min(seeds)} to {max(seeds)}")]
+    return [*run.items(), ("prompts", items), ("seeds", f"{min(seeds)} to {max(seeds)}")]
 
 
 def _table(label: str, headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -1,29 +1,30 @@
-"""What the engine is asked for a case: its authors, full prefill, and the reader under a rule.
+"""What the engine is asked for a case: its authors, full prefill, and the reader under an arm.
 
-Request ids are tenants too: no request reads what another left, but for the residents it names.
+Request ids are tenants too: no request reads what another left, but for the residents it names. The arm that reads
+exact prefixes has one tenant an item: there, a prompt finds those before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from agentkv_engine.request import Request, ReuseMode, SamplingParams
-from agentkv_engine.reuse import Resident
-from agentkv_evals.accuracy.arms import Arm
-from agentkv_evals.accuracy.cases import Case
-from agentkv_evals.training.encode import END_ID
+from agentkv_engine.reuse import PlacedSpan, Resident
+from agentkv_evals.accuracy.arms import FULL, Arm
+from agentkv_evals.accuracy.cases import Case, Message
+from agentkv_evals.accuracy.oracle import Foresight
 
-_SLACK = 16
-"""Tokens that a wrong reply may be longer than the right one."""
+Find = Callable[[Message], Resident]
+"""Gives the resident of a message, in the arm that asks."""
 
 
 def author_requests(case: Case) -> Iterator[Request]:
     """Each author's own prompt with its message: full prefill, as if it had just written it."""
-    for index, message in enumerate(case.authored):
-        name = _author(case, index)
+    for author in case.authors:
+        name = author_id(case, author.source)
         yield Request(
             request_id=name,
-            token_ids=(*message.context, *message.content),
+            token_ids=(*author.context, *author.content),
             sampling=SamplingParams(max_tokens=1),
             mode=ReuseMode.OFF,
             tenant=name,
@@ -31,47 +32,62 @@ def author_requests(case: Case) -> Iterator[Request]:
 
 
 def full_request(case: Case) -> Request:
-    """The reader with full prefill, decoding greedily."""
-    return Request(
-        request_id=case.case_id,
-        token_ids=case.prompt,
-        sampling=SamplingParams(max_tokens=len(case.right) + _SLACK, stop_token_ids=frozenset({END_ID})),
-        mode=ReuseMode.OFF,
-        tenant=case.case_id,
-        return_logits=True,
-    )
-
-
-def screened_request(
-    case: Case, arm: Arm, residents: Mapping[str, Resident], reply: tuple[int, ...], purpose: str = ""
-) -> Request:
-    """The reader under a rule, its messages read from `residents`, a reply forced."""
-    name = reader_id(case, arm, purpose)
-    authored = [residents[_author(case, index)] for index in range(len(case.authored))]
-    passed_on = [residents[reply_id(case, arm, case.hop - 1)]] if case.hop > 1 else []
+    """The reader with full prefill: it decodes greedily, unless the reply is known."""
+    name = reader_id(case, FULL)
     return Request(
         request_id=name,
         token_ids=case.prompt,
-        mode=ReuseMode.SCREENED,
+        sampling=_greedy(case),
+        mode=ReuseMode.OFF,
         tenant=name,
-        spans=tuple(
-            message.span(resident) for message, resident in zip(case.messages, [*authored, *passed_on], strict=True)
-        ),
-        selector=arm.selector,
-        forced_output=reply,
+        forced_output=case.reply,
         return_logits=True,
     )
 
 
-def reader_id(case: Case, arm: Arm, purpose: str = "") -> str:
+def foresight_request(case: Case, find: Find, foresight: Foresight, reply: tuple[int, ...], name: str) -> Request:
+    """Full prefill of prompt and reply beside the kept KV, for `foresight` to look at."""
+    return Request(
+        request_id=name,
+        token_ids=(*case.prompt, *reply[:-1]),
+        sampling=SamplingParams(max_tokens=1),
+        mode=ReuseMode.SCREENED,
+        tenant=name,
+        spans=_spans(case, find),
+        selector=foresight,
+    )
+
+
+def arm_request(case: Case, arm: Arm, find: Find, reply: tuple[int, ...] | None, purpose: str = "") -> Request:
+    """The reader under an arm, its messages read where the arm has them; a reply is forced, or it decodes its own."""
+    name = reader_id(case, arm.name, purpose)
+    screened = arm.selector is not None
+    return Request(
+        request_id=name,
+        token_ids=case.prompt,
+        sampling=_greedy(case),
+        mode=ReuseMode.SCREENED if screened else ReuseMode.EXACT,
+        tenant=name if screened else f"{case.item_id}|{purpose}{arm.name}",
+        spans=_spans(case, find) if screened else (),
+        selector=arm.selector,
+        forced_output=reply,
+        return_logits=reply is not None,
+    )
+
+
+def reader_id(case: Case, arm: str, purpose: str = "") -> str:
     """Names the request of an arm."""
-    return f"{case.case_id}|{purpose}{arm.name}"
+    return f"{case.case_id}|{purpose}{arm}"
 
 
-def reply_id(case: Case, arm: Arm, hop: int) -> str:
-    """Names the kept reply of an arm at a hop."""
-    return f"{case.item_id}|{arm.name}|reply {hop}"
+def author_id(case: Case, source: str) -> str:
+    """Names an author's request and its kept message."""
+    return f"{case.item_id}|{source}"
 
 
-def _author(case: Case, index: int) -> str:
-    return f"{case.item_id}|author {index}"
+def _greedy(case: Case) -> SamplingParams:
+    return SamplingParams(max_tokens=case.max_tokens, stop_token_ids=case.stop_ids)
+
+
+def _spans(case: Case, find: Find) -> tuple[PlacedSpan, ...]:
+    return tuple(message.span(find(message)) for message in case.messages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,22 +12,23 @@ from typing import Any
 from agentkv.errors import ConfigError
 from agentkv_evals.accuracy.provenance import is_same_run
 
-_LENGTH_STEP = 20
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One item under one arm, beside full prefill of the same item in the same run.
 
     Attributes:
-        family, depth, topology, question, seed: the item.
-        hop: 1, or one more than the hop whose reply is read too.
+        item: names the item.
+        family, depth, topology, question, seed: the item; where several agents are asked, `family` is the agent.
+        step, steps: which of the item's prompts, and how many there are.
+        hop: how many replies stand between this one and the first, at most, itself counted.
         arm: the rule with its parameters, or `full`.
-        right: whether greedy decoding gives the right reply, word for word.
-        exact: whether it gives full prefill's reply.
+        right: whether the reply is right; None where nobody can say.
+        exact: whether its best token is full prefill's at every position: it decodes the same reply.
         positions, mismatched, ties, kl_sum: see `Fidelity`; over full prefill's whole reply, forced.
-        same_choice: family judge only: whether the candidate it chooses is full prefill's.
-        prompt, reused: tokens of the prompt, and those of them that stand in reused spans, repaired or not.
+        same_choice: whether it chooses what full prefill chooses; None where there is nothing to choose.
+        prompt, prefix, reused: tokens of the prompt, those read as an exact prefix, and those that stand in reused
+            spans, repaired or not.
         messages: number of reused spans.
         layers: of the model.
         probe, repair, screening, fresh: row-layers by kind; fresh is the pass that no reuse saves.
@@ -35,14 +37,17 @@ class Row:
         run: what else the figure depends on; rows of another run are not mixed with these.
     """
 
+    item: str
     family: str
     depth: int
     topology: str
     question: str
     seed: int
+    step: int
+    steps: int
     hop: int
     arm: str
-    right: bool
+    right: bool | None
     exact: bool
     positions: int
     mismatched: int
@@ -50,6 +55,7 @@ class Row:
     kl_sum: float
     same_choice: bool | None
     prompt: int
+    prefix: int
     reused: int
     messages: int
     layers: int
@@ -62,15 +68,15 @@ class Row:
     run: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def item(self) -> str:
-        """Names the item at its hop; the same for all arms."""
-        return f"{self.family}/{self.depth}/{self.topology}/{self.question}/{self.seed}/{self.hop}"
+    def case(self) -> str:
+        """Names the prompt; the same for all arms."""
+        return f"{self.item}/{self.step}"
 
     @property
     def length(self) -> str:
-        """The mean length of the item's messages in tokens, as a range."""
-        low = self.reused // self.messages // _LENGTH_STEP * _LENGTH_STEP
-        return f"{low:03d}-{low + _LENGTH_STEP - 1:03d}"
+        """The mean length of the prompt's messages in tokens, as a range that doubles."""
+        low = 1 << (max(self.reused // max(self.messages, 1), 1).bit_length() - 1)
+        return f"{low:05d}-{2 * low - 1:05d}"
 
     @property
     def work(self) -> float:
@@ -96,13 +102,14 @@ class RowFile:
 
     @property
     def done(self) -> set[tuple[str, str]]:
-        """Item and arm of the rows that there are."""
-        return {(row.item, row.arm) for row in self.rows}
+        """Item and arm of the rows that there are, all steps of the item."""
+        found = Counter((row.item, row.arm) for row in self.rows)
+        return {(row.item, row.arm) for row in self.rows if found[row.item, row.arm] == row.steps}
 
     def append(self, rows: Iterable[Row]) -> None:
         """Add rows that are not there yet; each is on disk when this returns."""
-        done = self.done
-        new = [row for row in rows if (row.item, row.arm) not in done]
+        there = {(row.case, row.arm) for row in self.rows}
+        new = [row for row in rows if (row.case, row.arm) not in there]
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(row)) + "\n" for row in new)
         self.rows += new

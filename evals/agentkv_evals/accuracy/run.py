@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich.console import Console
-from tokenizers import Tokenizer
 
-from agentkv.embedded import model_directory
-from agentkv.errors import ConfigError
+from agentkv.errors import ConfigError, ModelError
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
+from agentkv_engine.errors import CheckpointError
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_evals.accuracy.arms import FULL
-from agentkv_evals.accuracy.cases import Cell, case_id, make_case
+from agentkv_evals.accuracy.cases import item_id
 from agentkv_evals.accuracy.drive import Driver
-from agentkv_evals.accuracy.grade import Ask, Grader
+from agentkv_evals.accuracy.grade import Grader
+from agentkv_evals.accuracy.play import Ask
 from agentkv_evals.accuracy.provenance import provenance
 from agentkv_evals.accuracy.report import SPLITS, html
 from agentkv_evals.accuracy.rows import Row, RowFile
 from agentkv_evals.accuracy.settings import Settings
 from agentkv_evals.accuracy.show import ANSWERS, COSTS, LEGEND, answers, arms_table, costs, progress_bar, split_table
 from agentkv_evals.accuracy.summary import split, summarise
-from agentkv_evals.training.encode import Encoder
+from agentkv_evals.accuracy.tasks.task import Task
 
 ROWS_FILE, REPORT_FILE = "rows.jsonl", "report.html"
 
@@ -35,20 +34,10 @@ def run_accuracy(settings: Settings, console: Console) -> list[Row]:
     """Measure what is not measured yet, and print the comparison; returns the rows that were asked for.
 
     Raises:
-        AgentKVError: what is wrong with a setting, the model or an earlier result.
+        AgentKVError: what is wrong with a setting, the model, the data or an earlier result.
         EngineError: the engine refuses the model or a request.
     """
-    tokenizer = _load_tokenizer(settings.model)
-    try:
-        settings.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"can't write to --out {settings.out}: {error}. Give a folder.") from error
-    run = provenance(settings.model, device=settings.device, batch=settings.batch)
-    results = RowFile(settings.out / ROWS_FILE, run)
-    _measure(settings, results, Encoder(tokenizer), tokenizer, console)
-    names = {FULL, *(arm.name for arm in settings.arms)}
-    items = {each for seeded in settings.seeded for each in _case_ids(settings, *seeded)}
-    rows = [row for row in results.rows if row.item in items and row.arm in names]
+    rows = measure(settings, console)
     _print(rows, console)
     report = settings.out / REPORT_FILE
     report.write_text(html(rows), encoding="utf-8")
@@ -56,64 +45,62 @@ def run_accuracy(settings: Settings, console: Console) -> list[Row]:
     return rows
 
 
-def _measure(settings: Settings, results: RowFile, encoder: Encoder, tokenizer: Tokenizer, console: Console) -> None:
-    driver = Driver(_load_engine(settings), settings.batch)
-    digits = frozenset(tokenizer.encode(digit, add_special_tokens=False).ids[0] for digit in "0123456789")
-    grader = Grader(driver, digits=digits, run=results.run)
+def measure(settings: Settings, console: Console) -> list[Row]:
+    """Rows of full prefill and the settings' arms on the settings' items; what a file holds of them is not made anew.
+
+    Raises:
+        AgentKVError, EngineError: see `run_accuracy`.
+    """
+    task = settings.task.open(settings.model)
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"can't write to --out {settings.out}: {error}. Give a folder.") from error
+    run = provenance(settings.model, task, device=settings.device, batch=settings.batch)
+    results = RowFile(settings.out / ROWS_FILE, run)
+    grader = Grader(Driver(_load_engine(settings), settings.batch), task, run=run)
     with progress_bar(console) as progress:
-        task = progress.add_task("", total=len(settings.seeded))
-        for asks in _groups(settings, results, encoder):
-            progress.update(task, description=asks[0].case.cell.family)
-            results.append(grader.grade([ask for ask in asks if ask.arms], settings.hops))
-            progress.advance(task, len(asks))
+        bar = progress.add_task("", total=len(task.items))
+        for asks in _groups(settings, task, results):
+            progress.update(bar, description=asks[0].cell.family)
+            results.append(grader.grade([ask for ask in asks if ask.arms]))
+            progress.advance(bar, len(asks))
+    names = {FULL, *(arm.name for arm in settings.arms)}
+    items = {item_id(cell, seed) for cell, seed in task.items}
+    rows = [row for row in results.rows if row.item in items and row.arm in names]
+    if not rows:
+        raise ConfigError(f"the task {task.name} has no item that fits: raise --length, or give other items")
+    return rows
 
 
-def _groups(settings: Settings, results: RowFile, encoder: Encoder) -> Iterator[list[Ask]]:
+def _groups(settings: Settings, task: Task, results: RowFile) -> Iterator[list[Ask]]:
     """The items, some at a time, each with the arms that are missing."""
     size = max(settings.batch // _REQUESTS_AN_ITEM, 1)
-    seeded, done = settings.seeded, results.done
-    for first in range(0, len(seeded), size):
+    done = results.done
+    for first in range(0, len(task.items), size):
         yield [
             Ask(
-                case=make_case(cell, seed, encoder),
-                arms=tuple(
-                    arm
-                    for arm in settings.arms
-                    if any((each, arm.name) not in done for each in _case_ids(settings, cell, seed))
-                ),
+                cell=cell,
+                seed=seed,
+                arms=tuple(arm for arm in settings.arms if (item_id(cell, seed), arm.name) not in done),
             )
-            for cell, seed in seeded[first : first + size]
+            for cell, seed in task.items[first : first + size]
         ]
-
-
-def _case_ids(settings: Settings, cell: Cell, seed: int) -> list[str]:
-    """The item at every hop."""
-    return [case_id(cell, seed, hop) for hop in range(1, settings.hops + 1)]
 
 
 def _load_engine(settings: Settings) -> Engine:
     """The engine, with the depth 1 beside full depth: a rule that looks at layer 1 is charged for one layer only."""
-    shape = ModelConfig.from_directory(settings.model)
-    config = EngineConfig(
-        kv_memory=settings.kv_memory,
-        max_sequences=settings.batch,
-        device=settings.device,
-        levels=tuple(sorted({1, shape.num_layers})),
-    )
-    return Engine.from_directory(settings.model, config)
-
-
-def _load_tokenizer(model: Path) -> Tokenizer:
-    path = model / "tokenizer.json"
-    if not path.is_file():
-        raise ConfigError(f"{model} holds no tokenizer.json: give a Hugging Face model directory")
-    tokenizer = Tokenizer.from_file(str(path))
-    ours = Tokenizer.from_file(str(model_directory() / "tokenizer.json"))
-    if tokenizer.get_vocab() != ours.get_vocab():
-        raise ConfigError(
-            f"{model} has another tokenizer than the repository's model: the task `worlds` is written for that one"
+    try:
+        shape = ModelConfig.from_directory(settings.model)
+        config = EngineConfig(
+            kv_memory=settings.kv_memory,
+            max_sequences=settings.batch,
+            device=settings.device,
+            levels=tuple(sorted({1, shape.num_layers})),
         )
-    return tokenizer
+        return Engine.from_directory(settings.model, config)
+    except CheckpointError as error:
+        raise ModelError(str(error)) from error
 
 
 def _print(rows: Sequence[Row], console: Console) -> None:

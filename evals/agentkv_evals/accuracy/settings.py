@@ -9,14 +9,9 @@ from pathlib import Path
 from agentkv.config import ServiceConfig
 from agentkv.embedded import model_directory
 from agentkv.errors import InvalidRequest
-from agentkv_evals.accuracy.arms import DEFAULT_RULES, Arm, make_arms
-from agentkv_evals.accuracy.cases import Cell, cells
-from agentkv_evals.accuracy.options import chosen
-from agentkv_evals.worlds.build import DEPTHS
-from agentkv_evals.worlds.item import QuestionPosition, Topology
-
-TOPOLOGIES: tuple[Topology, ...] = ("parallel", "chain", "debate")
-QUESTIONS: tuple[QuestionPosition, ...] = ("last", "first")
+from agentkv_evals.accuracy.arms import OURS, PEERS, Arm, make_arms, parse_ratios
+from agentkv_evals.accuracy.tasks.sources import TaskOptions
+from agentkv_evals.accuracy.tasks.task import TaskSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +19,8 @@ class Settings:
     """What to measure.
 
     Attributes:
-        model: directory of a model that reads the worlds' chat template.
-        cells: kinds of items.
-        items: of each cell.
-        hops: how often a reply is passed on and the same asked again, the first time counted.
-        first_seed: of a cell's items; a claim needs seeds that nobody looked at.
+        model: directory of a model.
+        task: where the items come from.
         arms: beside full prefill.
         device: where the model runs.
         batch: most requests at once.
@@ -37,71 +29,43 @@ class Settings:
     """
 
     model: Path
-    cells: Sequence[Cell]
-    items: int
-    hops: int
-    first_seed: int
+    task: TaskSource
     arms: Sequence[Arm]
     device: str
     batch: int
     kv_memory: int
     out: Path
 
-    @property
-    def seeded(self) -> list[tuple[Cell, int]]:
-        """Cell and seed of every item."""
-        return [(cell, self.first_seed + n) for cell in self.cells for n in range(self.items)]
-
     @classmethod
     def of(
         cls,
         *,
         model: Path | None = None,
-        rules: Iterable[str] = (),
+        task: TaskOptions | None = None,
+        rules: Iterable[str] | None = None,
+        ratios: str | None = None,
         peers: bool = True,
-        families: str | None = None,
-        depths: str | None = None,
-        topology: str = "parallel",
-        question: str = "last",
-        items: int = 4,
-        hops: int = 1,
-        first_seed: int = 200_000,
         device: str | None = None,
         batch: int = 16,
         kv_memory: str = "2GiB",
         out: Path,
     ) -> Settings:
-        """The options of `agentkv eval accuracy`.
+        """The options of `agentkv eval accuracy`; see the command.
 
         Raises:
             AgentKVError: an option that can't be used; the message says what can.
         """
-        arms = make_arms([*(DEFAULT_RULES if peers else ()), *rules])
+        chosen = [OURS] if rules is None else list(rules)
+        arms = make_arms([*(PEERS if peers else ()), *chosen], parse_ratios(ratios))
         if not arms:
             raise InvalidRequest("no rule to compare: give --selector, or leave --no-peers out", param="selector")
         service = ServiceConfig.from_values(kv_memory=kv_memory, device=device, max_sequences=batch)
         return cls(
             model=model or model_directory(),
-            cells=_kinds(families, depths, topology, question),
-            items=items,
-            hops=hops,
-            first_seed=first_seed,
+            task=(task or TaskOptions()).source(),
             arms=arms,
             device=service.device,
             batch=batch,
             kv_memory=int(service.kv_memory),
             out=out,
         )
-
-
-def _kinds(families: str | None, depths: str | None, topology: str, question: str) -> list[Cell]:
-    every_depth = sorted({depth for each in DEPTHS.values() for depth in each})
-    kinds = cells(
-        chosen(families, list(DEPTHS), "--families"),
-        chosen(depths, every_depth, "--depths"),
-        chosen(topology, TOPOLOGIES, "--topology"),
-        chosen(question, QUESTIONS, "--question"),
-    )
-    if not kinds:
-        raise InvalidRequest(f"no item of {families} has depth {depths}: the families' depths are {DEPTHS}")
-    return kinds

@@ -14,14 +14,14 @@ from agentkv_evals.comparison.show import figures_table, percent, small
 
 LEGEND = (
     "work: row-layers of probes, screening (look) and repairs over those of the reused rows; fresh: the pass that "
-    "fresh rows need anyway, over the prompts' row-layers; "
-    "right: replies that are right word for word; loss: points of accuracy against full prefill, paired bootstrap 95%; "
+    "fresh rows need anyway, over the prompts' row-layers; prefix: tokens read as an exact prefix; "
+    "right: replies that are right; loss: points of accuracy against full prefill, paired bootstrap 95%; "
     "same: replies that are full prefill's word for word; top-1, KL: over all positions of full prefill's reply, "
     "forced; judge: same candidate chosen; TTFT: full prefill's over the arm's, median (says something with --batch 1)."
 )
 
 ANSWERS = ("items", "work", "right", "loss", "same", "judge")
-COSTS = ("top-1", "KL", "probe", "look", "repair", "fresh", "TTFT")
+COSTS = ("top-1", "KL", "probe", "look", "repair", "fresh", "prefix", "TTFT")
 
 
 def progress_bar(console: Console) -> Progress:
@@ -43,9 +43,9 @@ def answers(each: ArmSummary) -> tuple[str, ...]:
     loss = each.loss
     return (
         str(each.items),
-        f"{each.work:.1%}",
-        f"{each.accuracy:.1%}",
-        f"{100 * loss.mean:+.1f} [{100 * loss.low:+.1f},{100 * loss.high:+.1f}]",
+        "-" if each.work is None else f"{each.work:.1%}",
+        "-" if each.accuracy is None else f"{each.accuracy:.1%}",
+        "-" if loss is None else f"{100 * loss.mean:+.1f} [{100 * loss.low:+.1f},{100 * loss.high:+.1f}]",
         percent(each.exact),
         "-" if each.same_choice is None else percent(each.same_choice),
     )
@@ -56,7 +56,7 @@ def costs(each: ArmSummary) -> tuple[str, ...]:
     return (
         percent(each.fidelity.agreement),
         small(each.fidelity.mean_kl),
-        *(f"{part:.1%}" for part in (each.probe, each.screening, each.repair, each.fresh)),
+        *(f"{part:.1%}" for part in (each.probe, each.screening, each.repair, each.fresh, each.prefix)),
         f"{each.ttft_ratio:.2f}x",
     )
 

@@ -5,6 +5,7 @@ import pytest
 from agentkv.screening.selectors.propagated_attention import PropagatedAttention
 from agentkv.screening.selectors.query_attention import QueryAttention
 from agentkv.screening.selectors.random_rows import RandomRows
+from agentkv.screening.selectors.relay import Relay
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.repair_boundary import RepairBoundary
 from agentkv.screening.selectors.value_deviation import ValueDeviation
@@ -151,3 +152,30 @@ def test_value_deviation_takes_the_rows_that_change_most() -> None:
     seen = DrawnAttention.nothing(prompt, probe)
     seen.attention_LPP[1, 77, 77], seen.attention_LPP[1, 88, 88], seen.attention_LPP[2, 66, 66] = 2.0, 3.0, 9.0
     assert rule.plan(prompt, seen).positions == (77, 88)
+
+
+def test_relay_takes_rows_that_turn_rows_that_are_read_and_the_last_ones() -> None:
+    prompt = view(SEEN, CHANGED, LOST)
+    rule = Relay(last=2)
+    assert rule.probe(prompt) == Probe(positions=tuple(range(120)), depth=1)
+    seen = DrawnAttention.nothing(prompt, Probe(positions=tuple(range(120)), depth=1))
+    for row, turn in ((55, 0.3), (60, 0.002), (20, 0.9)):  # 20 stands in the context of its author
+        seen.attention_LPP[1, row, row] = turn
+    seen.attention_LPP[0, 100:, 70] = 0.2
+    seen.attention_LPP[0, 100:, 71] = 0.002
+    assert rule.plan(prompt, seen).positions == (55, 70, 88, 89, 98, 99)
+
+
+def test_relay_counts_attention_by_the_rows_that_see_a_key() -> None:
+    """A late key that all its few readers read counts as much as an early one that all its many readers do."""
+    prompt = view(CHANGED)
+    seen = DrawnAttention.nothing(prompt, Probe(positions=tuple(range(120)), depth=1))
+    seen.attention_LPP[0, 51:, 51] = 0.1
+    seen.attention_LPP[0, 89:, 89] = 0.1
+    assert set(Relay(last=0).plan(prompt, seen).positions) == {51, 89}
+
+
+@pytest.mark.parametrize("wrong", [{"deviation": 0}, {"attention": -1}, {"last": -1}, {"layer": 0}])
+def test_relay_has_multiples_above_zero(wrong) -> None:
+    with pytest.raises(ValueError, match="above"):
+        Relay(**wrong)

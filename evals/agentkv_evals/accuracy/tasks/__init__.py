@@ -1,0 +1,1 @@
+"""Where items come from: one file a task, all with one protocol (`task.Task`)."""
