@@ -57,8 +57,8 @@ class ServiceConfig(Settings):
         max_sequences: chats that run at once; more wait.
         max_kept_per_tenant: most bytes of kept segments of one tenant, whose oldest go first; None sets no limit.
         device: `cpu` or `cuda`.
-        store_queries: keep queries beside keys (an eighth more memory at float32, a quarter at bfloat16): rules which
-            ask reused rows what they read then need not run them.
+        trace_layers: in so many layers, from the second on, rows leave traces of what they read: `reading_change` asks
+            them. Three layers of ten take a twentieth more memory at float32. 0 leaves none.
         min_segment_tokens: shorter messages, and shorter matches inside messages, are not worth keeping.
     """
 
@@ -72,5 +72,5 @@ class ServiceConfig(Settings):
     max_sequences: int = Field(default=64, ge=1)
     max_kept_per_tenant: ByteSize | None = Field(default=None, gt=0)
     device: str = "cpu"
-    store_queries: bool = False
+    trace_layers: int = Field(default=3, ge=0)
     min_segment_tokens: int = Field(default=16, ge=1)

@@ -90,7 +90,7 @@ class Service:
             max_sequences=config.max_sequences,
             context_length=config.context_length,
             device=config.device,
-            store_queries=config.store_queries,
+            trace_layers=tuple(range(1, 1 + config.trace_layers)),
         )
         try:
             engine = Engine.from_directory(model, engine_config, eviction=policy, on_evict=keeper.evicted)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from agentkv_engine.reuse import Probe, ReuseView
+from agentkv_engine.reuse import Probe, Reading, ReuseView
 
 
 @dataclass(slots=True)
@@ -14,7 +14,7 @@ class DrawnAttention:
 
     attention_LPP: torch.Tensor
     probes: tuple[Probe, ...] = ()
-    has_stored_queries: bool = True
+    stored: bool = True
     asked: list[int] = field(default_factory=list)
 
     @classmethod
@@ -34,13 +34,24 @@ class DrawnAttention:
     def attention(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
         """See `Observation.attention`."""
         run = {position for probe in self.probes for position in probe.positions}
-        assert self.has_stored_queries or run.issuperset(positions), "these rows were not probed"
+        assert self.stored or run.issuperset(positions), "these rows were not probed"
         self.asked += positions
         return self.attention_LPP[layer, list(positions)]
 
-    def output_change(self, layer: int, positions: Sequence[int], left_out_RP: torch.Tensor) -> torch.Tensor:
-        """See `Observation.output_change`: here, the attention that goes to what is left out."""
-        return (self.attention(layer, positions) * left_out_RP).sum(1)
+    @property
+    def traced_layers(self) -> tuple[int, ...]:
+        """See `Observation.traced_layers`."""
+        return tuple(range(len(self.attention_LPP))) if self.stored else ()
+
+    def reading(self, layer: int, positions: Sequence[int], left_out_RP: torch.Tensor) -> Reading:
+        """See `Observation.reading`: here, changes are attention paid to earlier rows, and to what is left out."""
+        assert self.stored, "nothing is traced"
+        attention_RP = self.attention_LPP[layer, list(positions)]
+        return Reading(
+            attention_RP=attention_RP,
+            since_then_R=attention_RP.sum(1) - attention_RP[range(len(positions)), list(positions)],
+            by_left_out_R=(attention_RP * left_out_RP).sum(1),
+        )
 
     def value_deviation(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
         """See `Observation.value_deviation`: here, what a row pays to itself."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from agentkv_engine.cache.kv_pool import bytes_per_block
+from agentkv_engine.cache.row_traces import TracedShape
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.errors import EngineError
@@ -128,15 +129,24 @@ def span_of(resident: Resident, start: int, *, first: int = 0, length: int | Non
     )
 
 
+ALL_TRACED = (0, 1, 2)
+"""The layers of the tests' small models."""
+
+
 def engine_of(decoder, num_blocks: int, **options) -> Engine:
-    """An engine whose pool has so many blocks, with stored queries."""
-    return Engine(decoder, EngineConfig(kv_memory=num_blocks * block_bytes_of(decoder), store_queries=True, **options))
+    """An engine whose pool has so many blocks, and whose small model's layers are all traced."""
+    return Engine(
+        decoder, EngineConfig(kv_memory=num_blocks * block_bytes_of(decoder), trace_layers=ALL_TRACED, **options)
+    )
 
 
 def block_bytes_of(decoder) -> int:
-    """Bytes of one block of this model's float32 KV and stored queries."""
+    """Bytes of one block of this model's float32 KV and traces."""
     shape = decoder.config
-    return bytes_per_block(shape.num_layers, shape.num_kv_heads, shape.head_dim, torch.float32, store_queries=True)
+    traced = TracedShape(
+        layers=ALL_TRACED, num_heads=shape.num_heads, head_dim=shape.head_dim, hidden_size=shape.hidden_size
+    )
+    return bytes_per_block(shape.num_layers, shape.num_kv_heads, shape.head_dim, torch.float32, traced=traced)
 
 
 def screened(request_id: str, prompt, *spans, plan=None, **options) -> Request:

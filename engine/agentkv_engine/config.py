@@ -25,8 +25,8 @@ class EngineConfig:
         levels: depths a repair may have, ascending; the last must be the number of layers; None is full depth only.
         device: where weights and KV live, e.g. `cpu` or `cuda`.
         dtype: of weights and KV; None takes float32 on CPU and bfloat16 on an accelerator.
-        store_queries: keep every row's queries beside its keys (8 bits a value, one vector a kv head): selectors can
-            ask reused rows what they read without running them.
+        trace_layers: layers in which every row leaves its query and a sketch of what it read beside its keys: selectors
+            can ask reused rows there what this context changes for them, without running them.
 
     Raises:
         ValueError: a count below 1.
@@ -39,7 +39,7 @@ class EngineConfig:
     levels: tuple[int, ...] | None = None
     device: str = "cpu"
     dtype: torch.dtype | None = None
-    store_queries: bool = False
+    trace_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.max_rows_per_step, self.max_sequences) < 1:

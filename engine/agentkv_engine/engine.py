@@ -12,10 +12,12 @@ from agentkv_engine.cache.kv_pool import KVPool, bytes_per_block
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.prefix_index import PrefixIndex
 from agentkv_engine.cache.residents import Residents, ResidentTensors
+from agentkv_engine.cache.row_traces import TracedShape, check_traced
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
 from agentkv_engine.errors import DeviceUnavailable, PromptTooLong, RequestRefused, UnknownHandle
 from agentkv_engine.model.checkpoint import load_decoder
 from agentkv_engine.model.decoder import Decoder
+from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.model.operations import choose_operations
 from agentkv_engine.request import FinishReason, Request, ReuseMode, StepOutput
 from agentkv_engine.reuse import Resident
@@ -81,9 +83,8 @@ class Engine:
         shape = decoder.config
         dtype = decoder.embedding.weight.dtype
         levels = Levels(config.levels, shape.num_layers)
-        block_bytes = bytes_per_block(
-            shape.num_layers, shape.num_kv_heads, shape.head_dim, dtype, store_queries=config.store_queries
-        )
+        traced = _traced_shape(config, shape)
+        block_bytes = bytes_per_block(shape.num_layers, shape.num_kv_heads, shape.head_dim, dtype, traced=traced)
         num_blocks = config.kv_memory // block_bytes
         if num_blocks < 1:
             raise RequestRefused(f"kv_memory of {config.kv_memory} bytes holds no block: give at least {block_bytes}")
@@ -98,7 +99,7 @@ class Engine:
             head_dim=shape.head_dim,
             dtype=dtype,
             device=config.device,
-            store_queries=config.store_queries,
+            traced=traced,
         )
         self._prefixes = PrefixIndex(self._pool, f"{revision}/{dtype}")
         self._residents = Residents(self._pool, self._tensors, levels, on_evict)
@@ -315,6 +316,13 @@ class Engine:
                     )
         if request.spans and request.selector is None:
             raise RequestRefused("spans need a selector that says what to repair: give `selector`")
+
+
+def _traced_shape(config: EngineConfig, shape: ModelConfig) -> TracedShape | None:
+    layers = check_traced(config.trace_layers, shape.num_layers)
+    if not layers:
+        return None
+    return TracedShape(layers=layers, num_heads=shape.num_heads, head_dim=shape.head_dim, hidden_size=shape.hidden_size)
 
 
 def _check_device(name: str) -> None:

@@ -112,6 +112,8 @@ class ReuseView:
 class Probe:
     """Rows to run over stale keys before the plan is made, and through how many layers; their attention is observed.
 
+    A probe of no rows only looks: at the traces of reused rows.
+
     Attributes:
         positions: sorted prompt positions.
         depth: layers through which they run, 1..num_layers.
@@ -119,6 +121,25 @@ class Probe:
 
     positions: tuple[int, ...]
     depth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What R rows read in one layer. Fresh text between spans has no keys yet and is not read.
+
+    Changes are lengths of differences of the attention layer's output, as shares of the row's hidden state behind the
+    layer; they come from sketches (`cache.row_traces`), good to about 9%.
+
+    Attributes:
+        attention_RP: head-mean attention over the keys that lie before the rows now, float32 [R, num_tokens].
+        since_then_R: change since the row was computed: by keys that stand before it now, and by those that stood
+            before it then, float32 [R].
+        by_left_out_R: change by the keys that were named to be left out, float32 [R].
+    """
+
+    attention_RP: torch.Tensor
+    since_then_R: torch.Tensor
+    by_left_out_R: torch.Tensor
 
 
 class Observation(Protocol):
@@ -130,8 +151,8 @@ class Observation(Protocol):
         ...
 
     @property
-    def has_stored_queries(self) -> bool:
-        """Whether reused rows can be looked at without running them: their queries were kept beside their keys."""
+    def traced_layers(self) -> tuple[int, ...]:
+        """Layers in which reused rows can be looked at without running them: they left traces beside their keys."""
         ...
 
     def attention(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
@@ -139,25 +160,20 @@ class Observation(Protocol):
 
         Args:
             layer: below the depth of the probes that ran the rows.
-            positions: rows of the probes (their own queries are used), or reused rows that have stored queries.
+            positions: rows of the probes (their own queries are used); reused rows where the layer is traced.
 
         Returns:
             float32 [len(positions), num_tokens]; 0 where a row sees no key.
         """
         ...
 
-    def output_change(self, layer: int, positions: Sequence[int], left_out_RP: torch.Tensor) -> torch.Tensor:
-        """How far a row's attention output moves when it also sees the keys named, as a share of its hidden state.
-
-        |Wo(attention over all keys - attention without those left out)| / |hidden state behind the layer|. Needs stored
-        queries, since the lengths of hidden states are kept with them.
+    def reading(self, layer: int, positions: Sequence[int], left_out_RP: torch.Tensor) -> Reading:
+        """What reused rows read now in a traced layer, asked by the queries they left.
 
         Args:
-            layer, positions: as in `attention`.
-            left_out_RP: bool [len(positions), num_tokens], keys left out for each row.
-
-        Returns:
-            float32 [len(positions)].
+            layer: one of `traced_layers`.
+            positions: reused rows.
+            left_out_RP: bool [len(positions), num_tokens], keys whose part in it is wanted.
         """
         ...
 

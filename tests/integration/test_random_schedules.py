@@ -29,7 +29,7 @@ from agentkv_engine.request import Request, ReuseMode, SamplingParams
 from agentkv_engine.reuse import PlacedSpan, Probe, Resident
 from agentkv_engine.scheduler.sequence import Sequence
 from dense_oracle import DenseKV, DenseOracle
-from engine_driver import FixedPlan, block_bytes_of, prompt_of
+from engine_driver import ALL_TRACED, FixedPlan, block_bytes_of, prompt_of
 
 TENANTS = ("ann", "bob")
 TEXTS = [prompt_of(length, seed=900 + length) for length in (24, 37, 50)]
@@ -78,7 +78,7 @@ class Schedules(RuleBasedStateMachine):
                 max_rows_per_step=chunk,
                 max_sequences=4,
                 levels=levels,
-                store_queries=True,
+                trace_layers=ALL_TRACED,
             ),
             on_evict=self.evicted.append,
         )

@@ -15,9 +15,10 @@ from agentkv_engine.errors import SelectorFailed
 from agentkv_engine.model.checkpoint import load_decoder
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.rope import rotate
+from agentkv_engine.request import Request
 from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
 from dense_oracle import DenseKV, DenseOracle
-from engine_driver import keep, prompt_of, run, screened, span_of
+from engine_driver import ALL_TRACED, ONE, keep, prompt_of, run, screened, span_of
 
 AUTHOR = prompt_of(80, seed=1)
 START = 37
@@ -50,7 +51,7 @@ def decoder(request: pytest.FixtureRequest, small_model: Callable[[str], Path]) 
 
 
 def look(decoder: Decoder, rows: Sequence[int], at: Callable[[Observation], object], **options: object) -> object:
-    engine = Engine(decoder, EngineConfig(store_queries=True, **options))
+    engine = Engine(decoder, EngineConfig(trace_layers=ALL_TRACED, **options))
     resident = keep(engine, AUTHOR, 20, 70)
     selector = Look(rows, at)
     run(engine, screened("reader", PROMPT, span_of(resident, START), plan=selector))
@@ -77,26 +78,100 @@ def test_stored_queries_ask_what_the_author_asked(decoder: Decoder, chunk: int) 
 
 
 def assert_shares(decoder: Decoder, seen: torch.Tensor) -> None:
-    """Every number of it, from the author's hidden states: stored queries are 8-bit means of their groups."""
-    config, oracle = decoder.config, DenseOracle(decoder)
-    queries: list[torch.Tensor] = []
-    num_queries = config.num_heads * config.head_dim
-    hooks = [
-        layer.attention.qkv.register_forward_hook(lambda _module, _inputs, out: queries.append(out[:, :num_queries]))
-        for layer in decoder.layers
-    ]
-    _, author, _ = oracle.run(AUTHOR)
-    fresh = oracle.run(PROMPT[:START])[1]
+    """Every number of it, from the author's hidden states: the queries left are of 8 bits."""
+    for layer, there in enumerate(author_rows(decoder)):
+        probabilities, _ = stale_reading(decoder, layer, there.queries, torch.zeros(START + 50, dtype=torch.bool))
+        assert (seen[layer][:, : START + 50] - probabilities.mean(0)).abs().max() < 1e-2
+
+
+@dataclass(slots=True)
+class AuthorRows:
+    """What the rows of the resident did in a layer when their author wrote them."""
+
+    queries: torch.Tensor
+    outputs: torch.Tensor
+    hidden: torch.Tensor
+
+
+def author_rows(decoder: Decoder) -> list[AuthorRows]:
+    config, seen = decoder.config, [[], [], []]
+    hooks = []
+    for layer in decoder.layers:
+        for module, into in ((layer.attention.qkv, 0), (layer.attention.output, 1)):
+            hooks.append(module.register_forward_hook(lambda _m, _i, out, into=into: seen[into].append(out)))
+    _, _, _ = DenseOracle(decoder).run(AUTHOR)
     for hook in hooks:
         hook.remove()
-    for layer in range(3):
-        q = queries[layer][20:70].unflatten(1, (config.num_kv_heads, -1, config.head_dim)).mean(2)
-        k = torch.cat([fresh.keys[layer], author.keys[layer][20:70]])
-        positions = torch.arange(len(k))
-        q = rotate(q, decoder.rope.at_positions(positions[START:]))
-        scores = torch.einsum("rkd,skd->krs", q, rotate(k, decoder.rope.at_positions(positions)))
-        scores = (scores / config.head_dim**0.5).masked_fill(positions > positions[START:, None], float("-inf"))
-        assert (seen[layer][:, : len(k)] - scores.softmax(-1).mean(0)).abs().max() < 1e-2
+    hidden = hidden_states(decoder, AUTHOR)
+    size = config.num_heads * config.head_dim
+    rows = slice(20, 70)
+    return [
+        AuthorRows(qkv[rows, :size].unflatten(1, (config.num_heads, -1)), output[rows], behind[rows])
+        for qkv, output, behind in zip(seen[0], seen[1], hidden, strict=True)
+    ]
+
+
+def hidden_states(decoder: Decoder, token_ids: tuple[int, ...]) -> list[torch.Tensor]:
+    """Hidden states behind every layer, from the engine's own forward pass."""
+    states: list[torch.Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _m, _i, out: states.append(sum(out))) for layer in decoder.layers]
+    run(Engine(decoder, EngineConfig()), Request(request_id="plain", token_ids=token_ids, sampling=ONE))
+    for hook in hooks:
+        hook.remove()
+    return states
+
+
+def stale_reading(
+    decoder: Decoder, layer: int, queries: torch.Tensor, left_out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities [H, 50, keys] and attention outputs [50, E] of the author's queries at the reader's positions."""
+    config, oracle = decoder.config, DenseOracle(decoder)
+    author, fresh = oracle.run(AUTHOR)[1], oracle.run(PROMPT[:START])[1]
+    groups = config.num_heads // config.num_kv_heads
+    k, v = (
+        torch.cat([new, old[20:70]])
+        for new, old in ((fresh.keys[layer], author.keys[layer]), (fresh.values[layer], author.values[layer]))
+    )
+    positions = torch.arange(len(k))
+    q = rotate(queries, decoder.rope.at_positions(positions[START:]))
+    k = rotate(k, decoder.rope.at_positions(positions)).repeat_interleave(groups, 1)
+    scores = torch.einsum("rhd,shd->hrs", q, k) / config.head_dim**0.5
+    hidden = (positions > positions[START:, None]) | left_out
+    probabilities = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    mixed = torch.einsum("hrs,shd->rhd", probabilities, v.repeat_interleave(groups, 1)).flatten(1)
+    return probabilities, decoder.layers[layer].attention.output(mixed)
+
+
+@torch.inference_mode()
+def test_reading_is_what_dense_arithmetic_gives(decoder: Decoder) -> None:
+    """Since then: the author's outputs against those over the reader's keys. By what is left out: with and without."""
+    left_out = torch.zeros(50, len(PROMPT), dtype=torch.bool)
+    left_out[:, 5:30] = True
+    seen = look(decoder, [], lambda o: [o.reading(layer, SPAN, left_out) for layer in ALL_TRACED])
+    generator = torch.Generator().manual_seed(0)
+    projection = torch.randn(decoder.config.hidden_size, 64, generator=generator) / 8
+    for layer, (reading, there) in enumerate(zip(seen, author_rows(decoder), strict=True)):
+        keys = START + 50
+        probabilities, now = stale_reading(decoder, layer, there.queries, torch.zeros(keys, dtype=torch.bool))
+        _, without = stale_reading(decoder, layer, there.queries, left_out[0, :keys])
+        length = there.hidden.norm(dim=1)
+        assert (reading.attention_RP[:, :keys] - probabilities.mean(0)).abs().max() < 1e-2
+        for change, share in ((now - there.outputs, reading.since_then_R), (now - without, reading.by_left_out_R)):
+            expected = (change @ projection).norm(dim=1) / length
+            assert torch.allclose(share, expected, rtol=0.05, atol=0.01)
+            assert torch.allclose(share, change.norm(dim=1) / length, rtol=0.6, atol=0.02)  # a sketch keeps lengths
+
+
+def test_the_same_context_changes_nothing(decoder: Decoder) -> None:
+    """The rows of a prefix that was read in full find what they found, though they lie in a resident."""
+    engine = Engine(decoder, EngineConfig(trace_layers=ALL_TRACED))
+    resident = keep(engine, AUTHOR, 20, 70)
+    nothing = torch.zeros(50, 80, dtype=torch.bool)
+    selector = Look([], lambda o: [o.reading(layer, range(20, 70), nothing) for layer in ALL_TRACED])
+    run(engine, screened("reader", AUTHOR, span_of(resident, 20), plan=selector, tenant="another"))
+    for reading in selector.saw[0]:
+        assert reading.since_then_R.max() < 0.02
+        assert reading.by_left_out_R.max() < 1e-6
 
 
 def test_value_deviation_is_that_of_full_prefill(decoder: Decoder) -> None:
@@ -116,29 +191,6 @@ def test_value_deviation_is_that_of_full_prefill(decoder: Decoder) -> None:
         cosine = (now * kept).sum(1) / (now.norm(dim=1) * kept.norm(dim=1))
         assert torch.allclose(turned[layer], 1 - cosine, atol=1e-4)
     assert seen[0].abs().max() < 1e-9  # layer 0 sees the token alone
-
-
-def test_output_change_is_measured_behind_the_output_projection(decoder: Decoder) -> None:
-    """With nothing left out nothing changes; with all left out the whole attention output does."""
-    outputs: list[torch.Tensor] = []
-    hooks = [
-        part.register_forward_hook(
-            lambda _module, _inputs, out: outputs.append(sum(out) if type(out) is tuple else out)
-        )
-        for part in (decoder.layers[2].attention, decoder.layers[2])
-    ]
-    rows = range(len(PROMPT))
-    nothing = torch.zeros(len(PROMPT), len(PROMPT), dtype=torch.bool)
-
-    def changes(o: Observation) -> torch.Tensor:
-        return torch.stack([o.output_change(2, rows, nothing), o.output_change(2, rows, ~nothing)])
-
-    none, every = look(decoder, rows, changes)
-    for hook in hooks:
-        hook.remove()
-    attention, behind = (out for out in outputs if len(out) == len(PROMPT))
-    assert none.abs().max() == 0
-    assert torch.allclose(every, attention.norm(dim=1) / behind.norm(dim=1), atol=1e-4)
 
 
 def test_rounds_that_run_candidates_see_what_their_own_queries_ask(decoder: Decoder) -> None:
@@ -179,16 +231,16 @@ def test_rows_before_the_first_span_are_not_charged_twice(decoder: Decoder) -> N
     assert answer.sources.fresh_row_layers == (len(PROMPT) - 50) * 3
 
 
-def test_an_exported_resident_comes_back_with_queries_and_lengths(decoder: Decoder) -> None:
-    nothing_seen = torch.ones(50, len(PROMPT), dtype=torch.bool)
+def test_an_exported_resident_comes_back_with_its_traces(decoder: Decoder) -> None:
+    nothing = torch.zeros(50, len(PROMPT), dtype=torch.bool)
 
     def at(o: Observation) -> torch.Tensor:
-        return torch.stack([o.output_change(2, SPAN, nothing_seen), o.attention(1, SPAN).amax(1)])
+        return torch.stack([o.reading(2, SPAN, nothing).since_then_R, o.attention(1, SPAN).amax(1)])
 
     tail, saw = range(len(PROMPT) - 10, len(PROMPT)), []
-    source = Engine(decoder, EngineConfig(store_queries=True))
+    source = Engine(decoder, EngineConfig(trace_layers=ALL_TRACED))
     exported = source.export(keep(source, AUTHOR, 20, 70).handle)
-    for engine in (source, Engine(decoder, EngineConfig(store_queries=True))):
+    for engine in (source, Engine(decoder, EngineConfig(trace_layers=ALL_TRACED))):
         selector = Look(tail, at)
         run(engine, screened("reader", PROMPT, span_of(engine.load(exported), START), plan=selector))
         saw.append(selector.saw[0])
@@ -201,7 +253,7 @@ def test_what_no_probe_ran_is_refused_or_asked_of_the_store(decoder: Decoder, st
     """A row that was probed through one layer has no live query above it; a fresh row has no V to differ from."""
 
     def ask(what: Callable[[Observation], object]) -> object:
-        engine = Engine(decoder, EngineConfig(store_queries=stored, levels=(1, 3)))
+        engine = Engine(decoder, EngineConfig(trace_layers=ALL_TRACED if stored else (), levels=(1, 3)))
         selector = Look(range(START, len(PROMPT)), what, depth=1)
         request = screened("reader", PROMPT, span_of(keep(engine, AUTHOR, 20, 70), START), plan=selector)
         answer = run(engine, request)["reader"]
@@ -218,12 +270,36 @@ def test_what_no_probe_ran_is_refused_or_asked_of_the_store(decoder: Decoder, st
 
 
 def test_tiles_of_rows_change_nothing(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = range(START, len(PROMPT))
-    nothing_seen = torch.ones(len(rows), len(PROMPT), dtype=torch.bool)
+    nothing = torch.zeros(len(SPAN), len(PROMPT), dtype=torch.bool)
 
     def at(o: Observation) -> torch.Tensor:
-        return torch.stack([o.attention(1, rows).amax(1), o.output_change(2, rows, nothing_seen)])
+        return torch.stack([o.attention(1, SPAN).amax(1), o.reading(2, SPAN, nothing).since_then_R])
 
-    whole = look(decoder, rows, at)
-    monkeypatch.setattr("agentkv_engine.runner.observer.MOST_PROBABILITIES", 7 * 4 * len(PROMPT))
-    assert torch.allclose(look(decoder, rows, at), whole, atol=1e-6)
+    whole = look(decoder, range(START, len(PROMPT)), at)
+    monkeypatch.setattr("agentkv_engine.runner.observer.MOST_ROWS", 7)
+    assert torch.allclose(look(decoder, range(START, len(PROMPT)), at), whole, atol=1e-6)
+
+
+def test_a_mere_look_runs_no_rows_and_must_name_some_the_second_time(decoder: Decoder) -> None:
+    engine = Engine(decoder, EngineConfig(trace_layers=ALL_TRACED))
+    span = span_of(keep(engine, AUTHOR, 20, 70), START)
+    nothing = torch.zeros(50, len(PROMPT), dtype=torch.bool)
+    selector = Look([], lambda o: o.reading(1, SPAN, nothing))
+    sources = run(engine, screened("reader", PROMPT, span, plan=selector))["reader"].sources
+    assert sources is not None
+    assert (sources.probe_row_layers, sources.screening_row_layers > 0) == (0, True)
+    again = run(engine, screened("again", PROMPT, span, plan=Insatiable()))["again"]
+    assert isinstance(again.error, SelectorFailed)
+    assert engine.memory().pinned == 0
+
+
+class Insatiable:
+    """Looks, and asks to look again."""
+
+    name = "insatiable"
+
+    def probe(self, view: ReuseView) -> Probe:
+        return Probe(positions=(), depth=1)
+
+    def plan(self, view: ReuseView, observation: Observation | None) -> Probe:
+        return self.probe(view)

@@ -32,7 +32,7 @@ class PropagatedAttention:
     row that nobody but another stale row reads is found, as no rule does that looks at the question's attention alone.
 
     The rows looked at start with the prompt's last ones and grow by the most important reused rows, a round at a time:
-    by their stored queries where there are any, else by running them as one more probe.
+    by their traces where the engine traces all layers, else by running them as one more probe.
 
     Attributes:
         ratio: share of the reused rows' row-layers to spend on repairs, 0 to 1.
@@ -78,7 +78,7 @@ class PropagatedAttention:
             more = self._next_candidates(view, reads, candidates)
             if not more:
                 break
-            if not observation.has_stored_queries:
+            if len(observation.traced_layers) < view.num_layers:
                 return Probe(positions=tuple(sorted(more)), depth=view.num_layers)
             reads.look_at(more)
         return RepairPlan.at_full_depth(best(reads.importance()[candidates], candidates, num_chosen), view.num_layers)

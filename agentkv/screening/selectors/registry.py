@@ -11,6 +11,7 @@ from agentkv.screening.selectors.budget import BudgetedSelector
 from agentkv.screening.selectors.propagated_attention import PropagatedAttention
 from agentkv.screening.selectors.query_attention import QueryAttention
 from agentkv.screening.selectors.random_rows import RandomRows
+from agentkv.screening.selectors.reading_change import ReadingChange
 from agentkv.screening.selectors.relay import Relay
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.repair_boundary import RepairBoundary
@@ -20,6 +21,7 @@ from agentkv.screening.selectors.value_deviation import ValueDeviation
 
 SELECTORS: Mapping[str, type[BudgetedSelector]] = MappingProxyType(
     {
+        "reading_change": ReadingChange,
         "repair_none": RepairNone,
         "repair_all": RepairAll,
         "repair_boundary": RepairBoundary,

@@ -6,7 +6,7 @@ Shapes: S slots asked for, K kv heads, D head dimension.
 import torch
 from torch import Tensor
 
-from agentkv_engine.cache.query_store import QueryStore
+from agentkv_engine.cache.row_traces import RowTraces, TracedShape
 from agentkv_engine.config import BLOCK_SIZE
 
 
@@ -14,7 +14,7 @@ class KVPool:
     """K and V of every layer, `[num_blocks, block_size, kv_heads, head_dim]` each, addressed by slot.
 
     Attributes:
-        queries: the queries kept beside them, where they are kept.
+        traces: what rows leave beside them in the traced layers, where there are any.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class KVPool:
         head_dim: int,
         dtype: torch.dtype,
         device: str,
-        store_queries: bool = False,
+        traced: TracedShape | None = None,
     ) -> None:
         shape = (num_blocks, BLOCK_SIZE, num_kv_heads, head_dim)
         self.num_blocks = num_blocks
@@ -35,16 +35,8 @@ class KVPool:
         self.head_shape = (num_kv_heads, head_dim)
         self._keys = [torch.empty(shape, dtype=dtype, device=device).flatten(0, 1) for _ in range(num_layers)]
         self._values = [torch.empty(shape, dtype=dtype, device=device).flatten(0, 1) for _ in range(num_layers)]
-        self.queries: QueryStore | None = None
-        if store_queries:
-            self.queries = QueryStore(
-                num_layers=num_layers,
-                num_slots=num_blocks * BLOCK_SIZE,
-                num_kv_heads=num_kv_heads,
-                head_dim=head_dim,
-                device=device,
-            )
-        self.block_bytes = bytes_per_block(num_layers, num_kv_heads, head_dim, dtype, store_queries=store_queries)
+        self.traces = None if traced is None else RowTraces(traced, num_slots=num_blocks * BLOCK_SIZE, device=device)
+        self.block_bytes = bytes_per_block(num_layers, num_kv_heads, head_dim, dtype, traced=traced)
 
     @property
     def num_layers(self) -> int:
@@ -66,10 +58,10 @@ class KVPool:
 
 
 def bytes_per_block(
-    num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, *, store_queries: bool
+    num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, *, traced: TracedShape | None
 ) -> int:
-    """Bytes of one block, all layers: keys, values, and queries where they are kept."""
+    """Bytes of one block, all layers: keys, values, and what is traced."""
     per_token = 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
-    if store_queries:
-        per_token += QueryStore.bytes_per_token(num_layers, num_kv_heads, head_dim)
+    if traced is not None:
+        per_token += traced.bytes_per_token
     return BLOCK_SIZE * per_token

@@ -3,8 +3,8 @@
 Shapes: L layers, N tokens, K kv heads, D head dimension.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import Keys
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
+from agentkv_engine.cache.row_traces import Traces
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import RequestRefused, UnknownHandle
 from agentkv_engine.reuse import PlacedSpan, Resident
@@ -28,8 +29,7 @@ class ResidentTensors:
         exact, hops: as in `Resident`.
         homes_N: int64, the position at which each K is rotated.
         k_LNKD, v_LNKD: on CPU, in the pool's dtype.
-        q_LNKD: queries (group means, float32, rotated at home) where the pool stores them.
-        lengths_LN: with them, lengths of the hidden states behind every layer.
+        traces: by layer, what the rows left in the layers that the pool traces.
     """
 
     token_ids: tuple[int, ...]
@@ -38,8 +38,7 @@ class ResidentTensors:
     homes_N: Tensor
     k_LNKD: Tensor
     v_LNKD: Tensor
-    q_LNKD: Tensor | None = None
-    lengths_LN: Tensor | None = None
+    traces: Mapping[int, Traces] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,6 @@ class Residents:
             self._tensors.read(layer, self._device_slots(kept.keys.slots_KN[self._levels.list_of_layer(layer)]))
             for layer in range(self._tensors.num_layers)
         ]
-        queries, lengths = self._queries_of(kept.keys)
         return ResidentTensors(
             token_ids=kept.resident.token_ids,
             exact=kept.resident.exact,
@@ -117,8 +115,7 @@ class Residents:
             homes_N=torch.from_numpy(np.arange(len(kept.keys)) - kept.keys.offsets_N),
             k_LNKD=torch.stack([k for k, _ in layers]).cpu(),
             v_LNKD=torch.stack([v for _, v in layers]).cpu(),
-            q_LNKD=queries,
-            lengths_LN=lengths,
+            traces=self._traces_of(kept.keys),
         )
 
     def load(self, tensors: ResidentTensors) -> Resident:
@@ -137,11 +134,9 @@ class Residents:
             device_slots = self._device_slots(slots)
             k, v = tensors.k_LNKD[layer], tensors.v_LNKD[layer]
             self._tensors.write(layer, device_slots, k.to(device_slots.device), v.to(device_slots.device))
-            if (store := self._tensors.queries) is not None:
-                assert tensors.q_LNKD is not None
-                assert tensors.lengths_LN is not None
-                store.write(layer, device_slots, tensors.q_LNKD[layer].to(device_slots.device))
-                store.set_lengths(layer, device_slots, tensors.lengths_LN[layer].to(device_slots.device))
+        if (store := self._tensors.traces) is not None:
+            for layer in store.layers:
+                store.restore(layer, self._device_slots(slots), tensors.traces[layer].to(self._tensors.device))
         keys = Keys(np.tile(slots, (len(self._levels), 1)), np.arange(num_tokens) - tensors.homes_N.numpy())
         resident = self.keep(tensors.token_ids, keys, 0, exact=tensors.exact, hops=tensors.hops)
         self._pool.unpin(blocks)
@@ -155,24 +150,20 @@ class Residents:
                     f"KV of shape {tuple(given.shape)} and {given.dtype} can't be loaded: this pool holds {here} and "
                     f"{self._tensors.dtype}; export it from an engine of the same model and dtype"
                 )
-        if self._tensors.queries is not None and (
-            tensors.q_LNKD is None or tensors.lengths_LN is None or tuple(tensors.q_LNKD.shape) != here
-        ):
+        wanted = self._tensors.traces.layers if self._tensors.traces is not None else ()
+        if not tensors.traces.keys() >= set(wanted):
             raise RequestRefused(
-                "this pool stores queries and the KV to load has none of its shape: export it from an engine with "
-                "store_queries, or turn it off"
+                f"this pool traces layers {wanted} and the KV to load brings layers {tuple(tensors.traces)}: export it "
+                "from an engine with the same trace_layers"
             )
 
-    def _queries_of(self, keys: Keys) -> tuple[Tensor | None, Tensor | None]:
-        """Queries, and lengths of hidden states, of the rows that attended in each layer."""
-        queries = self._tensors.queries
-        if queries is None:
-            return None, None
-        lists = [self._levels.list_of_queries(layer) for layer in range(self._tensors.num_layers)]
-        slots = [self._device_slots(keys.slots_KN[number]) for number in lists]
-        vectors = torch.stack([queries.read(layer, here) for layer, here in enumerate(slots)])
-        lengths = torch.stack([queries.lengths(layer, here) for layer, here in enumerate(slots)])
-        return vectors.cpu(), lengths.cpu()
+    def _traces_of(self, keys: Keys) -> Mapping[int, Traces]:
+        """What the rows left in the traced layers: those that attended there."""
+        store = self._tensors.traces
+        if store is None:
+            return {}
+        slots = {layer: keys.slots_KN[self._levels.list_of_queries(layer)] for layer in store.layers}
+        return {layer: store.read(layer, self._device_slots(here)).to("cpu") for layer, here in slots.items()}
 
     def _find(self, handle: int | None) -> _Kept:
         if handle is None or handle not in self._kept:

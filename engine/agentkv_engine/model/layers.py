@@ -50,19 +50,20 @@ class Attention(nn.Module):
             self.qkv(x_WE), step.places.first(len(x_WE)), num_attending, step.pool, self.index
         )
         step.record(self.index, q_AHD)
-        self._store_queries(q_AHD, step)
         out_AHD = step.backend.attend(q_AHD, self.index, step.pool, step.attention(self.index))
-        return self.output(out_AHD.flatten(1))
+        out_AE = self.output(out_AHD.flatten(1))
+        self._trace(q_AHD, out_AE, step)
+        return out_AE
 
-    def _store_queries(self, q_AHD: Tensor, step: Step) -> None:
-        """Keep these rows' queries beside their keys, rotated at home like those, where the pool wants them."""
-        if step.pool.queries is None:
+    def _trace(self, q_AHD: Tensor, out_AE: Tensor, step: Step) -> None:
+        """Leave these rows' queries, rotated at home like their keys, and what they read, where the layer is traced."""
+        traces = step.pool.traces
+        if traces is None or self.index not in traces.layers:
             return
         places = step.places.first(len(q_AHD))
-        q_AKD = q_AHD.unflatten(1, (-1, self.group_size)).mean(2)
         if places.home_N is not None:
-            q_AKD = rotate(q_AKD, inverse(places.home_N))
-        step.pool.queries.write(self.index, places.slots_N, q_AKD)
+            q_AHD = rotate(q_AHD, inverse(places.home_N))
+        traces.write_reading(self.index, places.slots_N, q_AHD, out_AE)
 
 
 class MLP(nn.Module):
@@ -96,6 +97,7 @@ class DecoderLayer(nn.Module):
         x_WE, normed_WE = self.attention_norm.after_adding(x_WE, delta_WE, step)
         x_AE, normed_AE = self.mlp_norm.after_adding(x_WE[:num_attending], self.attention(normed_WE, step), step)
         delta_AE = self.mlp(normed_AE, step)
-        if step.pool.queries is not None:
-            step.pool.queries.write_lengths(self.index, step.places.slots_N[:num_attending], x_AE + delta_AE)
+        traces = step.pool.traces
+        if traces is not None and self.index in traces.layers:
+            traces.write_lengths(self.index, step.places.slots_N[:num_attending], x_AE + delta_AE)
         return x_AE, delta_AE

@@ -1,7 +1,7 @@
 """What rows read: head-mean attention from queries that lie ready, over the keys as they are now.
 
 Rows of a probe have left their own queries; reused rows are asked by the queries stored with their keys, which are
-those of their author's context.
+those of the context in which they were computed.
 
 Shapes: L layers, R rows asked for, P prompt positions, S keys, H heads, K kv heads, D head dimension.
 """
@@ -16,14 +16,18 @@ from torch import Tensor
 
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
+from agentkv_engine.cache.row_traces import Traces
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.layers import DecoderLayer
 from agentkv_engine.model.rope import rotate
-from agentkv_engine.reuse import Probe
+from agentkv_engine.reuse import Probe, Reading
 from agentkv_engine.scheduler.sequence import ProbeRecord, ProbeState, Residence
 
 MOST_PROBABILITIES = 1 << 26
 """Attention probabilities, over rows, heads and keys, that are held at once: a look takes its rows in tiles."""
+
+MOST_ROWS = 128
+"""Rows of a tile: each tile looks at the keys up to its last row only."""
 
 
 class Observer:
@@ -38,8 +42,8 @@ class Observer:
         self.pool = pool
         self.rope = decoder.rope
         self.levels = levels
-        self.group_size = config.num_heads // config.num_kv_heads
-        self.output_weights = [cast(DecoderLayer, layer).attention.output.weight for layer in decoder.layers]
+        self.outputs = [cast(DecoderLayer, layer).attention.output for layer in decoder.layers]
+        self._sketched: dict[int, tuple[Tensor, Tensor]] = {}
         self.row_layer_flops = config.flops_per_row_layer
         self._query_shape = (config.num_heads, config.head_dim)
 
@@ -47,6 +51,18 @@ class Observer:
         """Room for what a probe will leave."""
         shape = (probe.depth, len(probe.positions), *self._query_shape)
         return ProbeRecord(probe, torch.zeros(shape, dtype=self.pool.dtype, device=self.pool.device))
+
+    def sketched_output(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Weight [heads * head_dim, Z] and bias [Z] that give the sketch of the layer's attention output at once."""
+        if layer not in self._sketched:
+            traces, output = self.pool.traces, self.outputs[layer]
+            assert traces is not None
+            identity = torch.eye(
+                self._query_shape[0] * self._query_shape[1], device=self.pool.device, dtype=self.pool.dtype
+            )
+            bias_E = output(torch.zeros_like(identity[:1])).float()
+            self._sketched[layer] = traces.sketch(output(identity).float() - bias_E), traces.sketch(bias_E)[0]
+        return self._sketched[layer]
 
     def observe(self, residence: Residence) -> "LiveObservation":
         """An observation of a sequence whose probe has run."""
@@ -73,9 +89,10 @@ class LiveObservation:
         return tuple(record.probe for record in self._probe.records)
 
     @property
-    def has_stored_queries(self) -> bool:
-        """See `Observation.has_stored_queries`."""
-        return self._observer.pool.queries is not None
+    def traced_layers(self) -> tuple[int, ...]:
+        """See `Observation.traced_layers`."""
+        traces = self._observer.pool.traces
+        return traces.layers if traces is not None else ()
 
     @property
     def row_layers(self) -> int:
@@ -87,32 +104,29 @@ class LiveObservation:
         """See `Observation.attention`."""
         attention_RP = torch.zeros(len(positions), self._residence.view.num_tokens, device=self._observer.pool.device)
         if len(positions):
-            look = self._look(layer, positions)
-            for rows, q_RHD in look.queries:
-                visible_RS = look.visible(rows)
-                attention_RP[rows.unsqueeze(1), look.keys] = head_probabilities(q_RHD, look.k_SKD, visible_RS).mean(1)
+            for tile in self._look(layer, positions):
+                attention_RP[tile.rows.unsqueeze(1), tile.keys] = tile.probabilities().mean(1)
         return attention_RP
 
     @torch.inference_mode()
-    def output_change(self, layer: int, positions: Sequence[int], left_out_RP: Tensor) -> Tensor:
-        """See `Observation.output_change`."""
-        queries = self._observer.pool.queries
-        assert queries is not None, "lengths of hidden states are kept with the queries"
-        change_R = torch.zeros(len(positions), device=self._observer.pool.device)
-        if len(positions) == 0:
-            return change_R
-        look = self._look(layer, positions)
-        v_SKD = self._observer.pool.stored(layer)[1][look.slots_S]
-        for rows, q_RHD in look.queries:
-            visible_RS = look.visible(rows)
-            kept_RS = visible_RS & ~left_out_RP.to(visible_RS.device)[rows][:, look.keys]
-            difference_RHS = head_probabilities(q_RHD, look.k_SKD, visible_RS)
-            difference_RHS -= head_probabilities(q_RHD, look.k_SKD, kept_RS)
-            change_R[rows] = self._output_length(layer, difference_RHS, v_SKD)
-            self.flops += 4 * q_RHD.numel() * len(look.keys)
-        self.flops += 2 * len(positions) * self._observer.output_weights[layer].numel()
-        slots = self._tensor(self._query_slots(layer, np.asarray(positions, dtype=np.int64)))
-        return change_R / queries.lengths(layer, slots).clamp(min=1e-6)
+    def reading(self, layer: int, positions: Sequence[int], left_out_RP: Tensor) -> Reading:
+        """See `Observation.reading`."""
+        device, num_rows = self._observer.pool.device, len(positions)
+        attention_RP = torch.zeros(num_rows, self._residence.view.num_tokens, device=device)
+        since_R, without_R = torch.zeros(2, num_rows, device=device)
+        if num_rows == 0:
+            return Reading(attention_RP=attention_RP, since_then_R=since_R, by_left_out_R=without_R)
+        traces, left_out_RP = self._traces(layer, positions), left_out_RP.to(device)
+        for tile in self._look(layer, positions):
+            now_RHS = tile.probabilities()
+            attention_RP[tile.rows.unsqueeze(1), tile.keys] = now_RHS.mean(1)
+            rest_RHS = now_RHS.masked_fill(left_out_RP[tile.rows][:, tile.keys].unsqueeze(1), 0)
+            rest_RHS = rest_RHS / rest_RHS.sum(-1, keepdim=True).clamp(min=1e-30)
+            now_RZ, rest_RZ = self._sketch(layer, tile, now_RHS), self._sketch(layer, tile, rest_RHS)
+            since_R[tile.rows] = torch.linalg.vector_norm(now_RZ - traces.sketches_SZ[tile.rows], dim=-1)
+            without_R[tile.rows] = torch.linalg.vector_norm(now_RZ - rest_RZ, dim=-1)
+        lengths_R = traces.lengths_S.clamp(min=1e-6)
+        return Reading(attention_RP=attention_RP, since_then_R=since_R / lengths_R, by_left_out_R=without_R / lengths_R)
 
     @torch.inference_mode()
     def value_deviation(self, layer: int, positions: Sequence[int]) -> Tensor:
@@ -137,31 +151,35 @@ class LiveObservation:
         new_RE, kept_RE = (values[self._tensor(each)].flatten(1).float() for each in slots)
         return new_RE, kept_RE
 
-    def _output_length(self, layer: int, weights_RHS: Tensor, v_SKD: Tensor) -> Tensor:
-        """Length of the attention layer's output [R] for these weights; H is the number of heads or of kv heads."""
-        weights_RKGS = weights_RHS.unflatten(1, (v_SKD.shape[1], -1))
-        mixed_RKGD = torch.einsum("rkgs,skd->rkgd", weights_RKGS, v_SKD.float())
-        groups = self._observer.group_size // weights_RKGS.shape[2]
-        mixed_RE = mixed_RKGD.repeat_interleave(groups, dim=2).flatten(1)
-        return torch.linalg.vector_norm(mixed_RE @ self._observer.output_weights[layer].float().T, dim=-1)
+    def _sketch(self, layer: int, tile: "_Tile", probabilities_RHS: Tensor) -> Tensor:
+        """Sketch [R, Z] of the attention layer's output with these probabilities."""
+        v_SKD = self._observer.pool.stored(layer)[1][tile.slots_S].float()
+        mixed_RI = torch.einsum("rkgs,skd->rkgd", probabilities_RHS.unflatten(1, (v_SKD.shape[1], -1)), v_SKD).flatten(
+            1
+        )
+        weight_IZ, bias_Z = self._observer.sketched_output(layer)
+        self.flops += 2 * tile.q_RHD.numel() * len(tile.keys) + 2 * len(mixed_RI) * weight_IZ.numel()
+        return mixed_RI @ weight_IZ + bias_Z
 
-    def _look(self, layer: int, positions: Sequence[int]) -> "_Look":
-        """The queries asked for, and the keys that lie before them now, turned to the reader's positions."""
+    def _look(self, layer: int, positions: Sequence[int]) -> Iterator["_Tile"]:
+        """The queries asked for, in tiles, with the keys that lie before them now, turned to the reader's positions."""
         asked = np.asarray(positions, dtype=np.int64)
         assert ((asked >= 0) & (asked < self._residence.view.num_tokens)).all(), "these are no rows of the prompt"
         level = self._observer.levels.list_of_layer(layer)
         key_positions, slots, offsets = self._residence.table.readable(level, int(asked.max()) + 1)
-        slots_S = self._tensor(slots)
-        keys, _ = self._observer.pool.stored(layer)
-        k_SKD = keys[slots_S]
+        slots_S, keys_S = self._tensor(slots), self._tensor(key_positions)
+        k_SKD = self._observer.pool.stored(layer)[0][slots_S]
         if offsets.any():
             k_SKD = rotate(k_SKD, self._observer.rope.by_offsets(self._tensor(offsets)))
-        queries: list[tuple[Tensor, Tensor]] = []
-        for rows, q_RHD in self._queries(layer, asked):
-            tile = max(1, MOST_PROBABILITIES // (q_RHD.shape[1] * len(slots)))
-            queries += zip(self._tensor(rows).split(tile), q_RHD.split(tile), strict=True)
-        self.flops += sum(2 * q.numel() * len(slots) for _, q in queries)
-        return _Look(queries, self._tensor(asked), self._tensor(key_positions), slots_S, k_SKD)
+        for indices, q_RHD in self._queries(layer, asked):
+            tile = max(1, min(MOST_ROWS, MOST_PROBABILITIES // (q_RHD.shape[1] * len(slots))))
+            for first in range(0, len(indices), tile):
+                rows, q = indices[first : first + tile], q_RHD[first : first + tile]
+                seen = int(np.searchsorted(key_positions, asked[rows].max(), side="right"))
+                self.flops += 2 * q.numel() * seen
+                yield _Tile(
+                    self._tensor(rows), q, self._tensor(asked[rows]), keys_S[:seen], slots_S[:seen], k_SKD[:seen]
+                )
 
     def _queries(self, layer: int, asked: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Indices into the rows asked for, with their queries: of a probe that ran them here, else stored."""
@@ -172,39 +190,42 @@ class LiveObservation:
                 left[rows] = False
                 yield rows, record.queries_LRHD[layer, self._tensor(record.row_of(asked[rows]))]
         if left.any():
-            yield np.flatnonzero(left), self._stored(layer, asked[left])
+            yield np.flatnonzero(left), self._stored_queries(layer, asked[left])
 
-    def _stored(self, layer: int, positions_R: np.ndarray) -> Tensor:
-        """Group means [R, K, D], turned to where the reader sees these rows. Rows that attend in this layer are deeper
-        than it, so their private slots stand in the next layer's list."""
-        queries = self._observer.pool.queries
-        assert queries is not None, "no queries are stored: probe the rows instead"
-        slots = self._query_slots(layer, positions_R)
-        offsets = self._residence.table.offsets_at(positions_R)
-        return rotate(queries.read(layer, self._tensor(slots)), self._observer.rope.by_offsets(self._tensor(offsets)))
+    def _stored_queries(self, layer: int, positions_R: np.ndarray) -> Tensor:
+        """Queries [R, H, D] of reused rows, turned to where the reader sees them."""
+        offsets = self._tensor(self._residence.table.offsets_at(positions_R))
+        return rotate(self._traces(layer, positions_R).queries_SHD, self._observer.rope.by_offsets(offsets))
 
-    def _query_slots(self, layer: int, positions_R: np.ndarray) -> np.ndarray:
-        slots = self._residence.table.slots_at(positions_R)[self._observer.levels.list_of_queries(layer)]
+    def _traces(self, layer: int, positions: Sequence[int] | np.ndarray) -> Traces:
+        """What these rows left in a layer. Rows that attended in it are deeper than it, so their private slots stand in
+        the next layer's list."""
+        traces = self._observer.pool.traces
+        assert traces is not None, "nothing is traced: probe the rows instead, or give the engine trace_layers"
+        assert layer in traces.layers, f"layer {layer} is not among the traced layers {traces.layers}"
+        asked = np.asarray(positions, dtype=np.int64)
+        slots = self._residence.table.slots_at(asked)[self._observer.levels.list_of_queries(layer)]
         assert (slots >= 0).all(), "these rows are neither reused nor probed"
-        return slots
+        return traces.read(layer, self._tensor(slots))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._observer.pool.device)
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """Queries in tiles, each with the rows they belong to; positions of the rows; and where the keys they see lie."""
+class _Tile:
+    """Some of the rows asked for: which they are, their queries and positions, and the keys before them."""
 
-    queries: list[tuple[Tensor, Tensor]]
+    rows: Tensor
+    q_RHD: Tensor
     positions: Tensor
     keys: Tensor
     slots_S: Tensor
     k_SKD: Tensor
 
-    def visible(self, rows: Tensor) -> Tensor:
-        """Which keys each of these rows sees, [R, S]."""
-        return self.keys <= self.positions[rows].unsqueeze(1)
+    def probabilities(self) -> Tensor:
+        """What each row pays to each key, [R, H, S]."""
+        return head_probabilities(self.q_RHD, self.k_SKD, self.keys <= self.positions.unsqueeze(1))
 
 
 def head_probabilities(q_RHD: Tensor, k_SKD: Tensor, visible_RS: Tensor) -> Tensor:

@@ -172,6 +172,8 @@ class Admission:
                 seq.held.probe = ProbeState(PrivateSlots(self._pool))
                 _check_probe(probe, view, seq.held.probe)
                 self._queue_probe(seq, probe)
+                if len(seq.queue) == 0:  # a mere look, and nothing to compute before the first span
+                    self.finish_probe(seq)
                 return
             plan = _ask(selector.plan, view, None) if selector is not None and view.spans else RepairPlan()
             self._freeze(seq, plan)
@@ -296,12 +298,14 @@ def _check_plan(plan: RepairPlan, view: ReuseView) -> None:
 
 def _check_probe(probe: Probe, view: ReuseView, state: ProbeState) -> None:
     ascending = list(probe.positions) == sorted(set(probe.positions))
-    inside = probe.positions and view.num_prefix <= probe.positions[0] and probe.positions[-1] < view.num_tokens
+    inside = not probe.positions or (view.num_prefix <= probe.positions[0] and probe.positions[-1] < view.num_tokens)
     if not (ascending and inside and 1 <= probe.depth <= view.num_layers):
         raise SelectorFailed(
-            "the selector's probe is empty, unsorted, or not inside prompt (behind its exact prefix) and layers: "
+            "the selector's probe is unsorted, or not inside prompt (behind its exact prefix) and layers: "
             "mend the selector"
         )
+    if state.records and not probe.positions:
+        raise SelectorFailed("the selector asks for one more probe and names no rows: mend the selector")
     if state.names(np.asarray(probe.positions)).any():
         raise SelectorFailed("the selector probes rows a second time: mend the selector")
 

@@ -1,0 +1,102 @@
+"""Our rule: the rows that read something else in this context than in their author's.
+
+Shapes: R candidate rows, P prompt positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agentkv.screening.selectors.budget import (
+    affordable_rows,
+    best,
+    check_ratio,
+    plan_without_choice,
+    repairable_positions,
+    repairable_rows,
+)
+from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
+
+REACH, FADE = 4, 0.8
+"""A row's change counts for the rows behind it too, by `FADE` less for each, as far as `REACH`: what a row finds, the
+next ones say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingChange:
+    """Repairs the rows whose reading the new context changes most.
+
+    Nothing is run to find them: in the traced layers each reused row's kept query is asked anew, over the keys that
+    stand before it now. Its change is the sum over those layers of two shares of its hidden state: how far its
+    attention output is from what it was in its author's context (messages gone count as much as new ones), and how far
+    it moves by the messages that the author had not seen (system prompts, which everybody reads, are left in).
+
+    Attributes:
+        ratio: share of the reused rows' row-layers to spend on repairs, 0 to 1.
+    """
+
+    ratio: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+
+    @property
+    def name(self) -> str:
+        """See `Selector.name`."""
+        return f"reading_change({float(self.ratio)})"
+
+    def budget(self, view: ReuseView) -> int:
+        """See `BudgetedSelector.budget`."""
+        return affordable_rows(view, self.ratio) * view.num_layers
+
+    def probe(self, view: ReuseView) -> Probe | None:
+        """See `Selector.probe`: a mere look; None where there is no choice to make."""
+        return Probe(positions=(), depth=1) if plan_without_choice(view, self.ratio) is None else None
+
+    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
+        """See `Selector.plan`: the rows of greatest change, at equal change the earlier one.
+
+        Raises:
+            ValueError: the engine traces no layers.
+        """
+        if (plan := plan_without_choice(view, self.ratio)) is not None:
+            return plan
+        assert observation is not None, "a choice is to be made, but nothing was observed"
+        if not observation.traced_layers:
+            raise ValueError("reading_change asks traces, and this engine traces no layers: set trace_layers")
+        candidates, num_chosen = repairable_positions(view), affordable_rows(view, self.ratio)
+        unread_RP = unread_messages(view, candidates)
+        change_R = torch.zeros(len(candidates))
+        for layer in observation.traced_layers:
+            reading = observation.reading(layer, candidates, unread_RP)
+            change_R += (reading.since_then_R + reading.by_left_out_R).cpu()
+        spread_R = spread(change_R, candidates)
+        return RepairPlan.at_full_depth(best(spread_R, candidates, num_chosen), view.num_layers)
+
+
+def unread_messages(view: ReuseView, candidates: Sequence[int]) -> Tensor:
+    """For each candidate row the reused positions that its author had not seen, bool [R, P]."""
+    reused_P = torch.zeros(view.num_tokens, dtype=torch.bool)
+    for span in view.spans:
+        reused_P[span.start : span.end] = True
+    rows = []
+    for span in view.spans:
+        unseen_P = torch.zeros_like(reused_P)
+        for start, end in span.unseen:
+            unseen_P[start:end] = True
+        rows.append((unseen_P & reused_P).expand(len(repairable_rows(span, view)), -1))
+    unread_RP = torch.cat(rows)
+    assert len(unread_RP) == len(candidates)
+    return unread_RP
+
+
+def spread(change_R: Tensor, candidates: Sequence[int]) -> Tensor:
+    """Each row's change, or that of a row shortly before it, faded, whichever is greater."""
+    positions = torch.tensor(candidates)
+    spread_R = change_R.clone()
+    for step in range(1, min(REACH, len(candidates) - 1) + 1):
+        follows = positions[step:] - positions[:-step] == step
+        spread_R[step:] = torch.maximum(spread_R[step:], torch.where(follows, change_R[:-step] * FADE**step, 0))
+    return spread_R
