@@ -57,8 +57,8 @@ class ServiceConfig(Settings):
         max_sequences: chats that run at once; more wait.
         max_kept_per_tenant: most bytes of kept segments of one tenant, whose oldest go first; None sets no limit.
         device: `cpu` or `cuda`.
-        trace_layers: in so many layers, from the second on, rows leave traces of what they read: `reading_change` asks
-            them. Three layers of ten take a twentieth more memory at float32. 0 leaves none.
+        trace: whether rows leave traces of what they read, in three layers: `reading_change` asks them. They take 5%
+            more memory with the embedded model, 10% with Llama 3.1 8B in bfloat16.
         min_segment_tokens: shorter messages, and shorter matches inside messages, are not worth keeping.
     """
 
@@ -72,5 +72,5 @@ class ServiceConfig(Settings):
     max_sequences: int = Field(default=64, ge=1)
     max_kept_per_tenant: ByteSize | None = Field(default=None, gt=0)
     device: str = "cpu"
-    trace_layers: int = Field(default=3, ge=0)
+    trace: bool = True
     min_segment_tokens: int = Field(default=16, ge=1)

@@ -7,6 +7,9 @@ import torch
 BLOCK_SIZE = 16
 """Slots in a block: the unit of allocation and of reference counts."""
 
+TRACE_LAYERS = (1, 2, 3)
+"""Layers that tell best what a context changes: rows find their like in other messages there."""
+
 MAX_LEVELS = 8
 """Most distinct depths an engine may be configured with: attention metadata is built once a level."""
 
@@ -26,10 +29,11 @@ class EngineConfig:
         device: where weights and KV live, e.g. `cpu` or `cuda`.
         dtype: of weights and KV; None takes float32 on CPU and bfloat16 on an accelerator.
         trace_layers: layers in which every row leaves its query and a sketch of what it read beside its keys: selectors
-            can ask reused rows there what this context changes for them, without running them.
+            can ask reused rows there what this context changes for them, without running them. Those that the model
+            does not have are left out.
 
     Raises:
-        ValueError: a count below 1.
+        ValueError: a count below 1, or a layer below 0.
     """
 
     kv_memory: int = 1 * GIB
@@ -46,3 +50,5 @@ class EngineConfig:
             raise ValueError(
                 f"max_rows_per_step is {self.max_rows_per_step} and max_sequences {self.max_sequences}: give at least 1"
             )
+        if min(self.trace_layers, default=0) < 0:
+            raise ValueError(f"trace_layers {self.trace_layers} names a layer below 0")

@@ -12,7 +12,7 @@ from agentkv_engine.cache.kv_pool import KVPool, bytes_per_block
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.prefix_index import PrefixIndex
 from agentkv_engine.cache.residents import Residents, ResidentTensors
-from agentkv_engine.cache.row_traces import TracedShape, check_traced
+from agentkv_engine.cache.row_traces import TracedShape
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
 from agentkv_engine.errors import DeviceUnavailable, PromptTooLong, RequestRefused, UnknownHandle
 from agentkv_engine.model.checkpoint import load_decoder
@@ -319,7 +319,7 @@ class Engine:
 
 
 def _traced_shape(config: EngineConfig, shape: ModelConfig) -> TracedShape | None:
-    layers = check_traced(config.trace_layers, shape.num_layers)
+    layers = tuple(sorted({layer for layer in config.trace_layers if layer < shape.num_layers}))
     if not layers:
         return None
     return TracedShape(layers=layers, num_heads=shape.num_heads, head_dim=shape.head_dim, hidden_size=shape.hidden_size)

@@ -11,7 +11,6 @@ of the same row.
 Shapes: S slots, A rows, H heads, D head dimension, E hidden size, Z numbers of a sketch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,11 +96,3 @@ class RowTraces:
         self._scales[layer].index_copy_(0, slots_S, scales_SH)
         self._lengths[layer].index_copy_(0, slots_S, traces.lengths_S)
         self._sketches[layer].index_copy_(0, slots_S, traces.sketches_SZ.bfloat16())
-
-
-def check_traced(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """The layers, sorted; ValueError where the model has no such layer."""
-    traced = tuple(sorted(set(layers)))
-    if traced and not 0 <= traced[0] <= traced[-1] < num_layers:
-        raise ValueError(f"trace_layers {traced} must lie in the model's layers 0..{num_layers - 1}")
-    return traced
