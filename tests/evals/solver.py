@@ -45,6 +45,9 @@ class Solver:
             self.votes[found[1]] = self.votes.get(found[1], 0) + 1
         elif found := re.match(r"(\w+) has (\d) (\w+)$", sentence):
             self.owned.setdefault(found[3], {})[found[1]] = int(found[2])
+        elif found := re.match(ADJUNCT + r"(\w+) (?:is|stays|stands) (\d) (above|below) (\w+) in (\w+)$", sentence):
+            owned = self.owned[found[5]]
+            owned[found[1]] = owned[found[4]] + int(found[2]) * (1 if found[3] == "above" else -1)
         else:
             self._event(sentence)
 

@@ -50,7 +50,7 @@ def tokenizer(out: TokenizerPath = ROOT / "tokenizer.json", lessons: int = 4000,
 
 @app.command("train")
 def train_command(
-    plan: Annotated[str, typer.Argument(help="start, middle, finish or smoke")],
+    plan: Annotated[str, typer.Argument(help="start, middle, finish, extend or smoke")],
     out: Annotated[Path, typer.Option(help="Where weights and history go.")] = ROOT / "run",
     resume: Annotated[Path | None, typer.Option(help="A folder of weights of an earlier piece.")] = None,
     tokenizer: TokenizerPath = ROOT / "tokenizer.json",

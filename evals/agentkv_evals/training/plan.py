@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentkv_evals.worlds.lessons import Level
 
@@ -25,6 +25,25 @@ _SMALL, _MEDIUM, _WIDE, _LARGE, _HUGE = (64, 256), (32, 512), (48, 512), (16, 10
 PEAK = 7e-4
 _ROLES_256, _ROLES_512, _ROLES_1024 = (_level(tokens, 4, roles=0.5) for tokens in (256, 512, 1024))
 
+_MIDDLE = Stage(
+    share=1.0,
+    levels=(_level(256, 4), _level(512, 4), _level(512, 4)),
+    batches=(_SMALL, _WIDE, _WIDE, _WIDE),
+    rate=(PEAK, PEAK),
+)
+_FINISH = Stage(
+    share=0.7,
+    levels=(_ROLES_256, _ROLES_512, _ROLES_512, _ROLES_1024),
+    batches=(_SMALL, _WIDE, _MEDIUM, _WIDE, _LARGE, _LARGE),
+    rate=(PEAK, 3e-4),
+)
+_LONG = Stage(
+    share=0.3,
+    levels=(_ROLES_256, _ROLES_512, _ROLES_1024, _level(4096, 4)),
+    batches=(_SMALL, _WIDE, _WIDE, _LARGE, _LARGE, _HUGE),
+    rate=(3e-4, 0.0),
+)
+
 PLANS: dict[str, tuple[Stage, ...]] = {
     "start": (
         Stage(share=0.05, levels=(_level(256, 1, 0, 0.1, 0.1),), batches=(_SMALL,), rate=(PEAK, PEAK)),
@@ -38,31 +57,14 @@ PLANS: dict[str, tuple[Stage, ...]] = {
             rate=(PEAK, PEAK),
         ),
     ),
-    "middle": (
-        Stage(
-            share=1.0,
-            levels=(_level(256, 4), _level(512, 4), _level(512, 4)),
-            batches=(_SMALL, _WIDE, _WIDE, _WIDE),
-            rate=(PEAK, PEAK),
-        ),
-    ),
-    "finish": (
-        Stage(
-            share=0.7,
-            levels=(_ROLES_256, _ROLES_512, _ROLES_512, _ROLES_1024),
-            batches=(_SMALL, _WIDE, _MEDIUM, _WIDE, _LARGE, _LARGE),
-            rate=(PEAK, 3e-4),
-        ),
-        Stage(
-            share=0.3,
-            levels=(_ROLES_256, _ROLES_512, _ROLES_1024, _level(4096, 4)),
-            batches=(_SMALL, _WIDE, _WIDE, _LARGE, _LARGE, _HUGE),
-            rate=(3e-4, 0.0),
-        ),
-    ),
+    "middle": (_MIDDLE,),
+    "finish": (_FINISH, _LONG),
+    "extend": (replace(_MIDDLE, share=0.55), replace(_FINISH, share=0.25), replace(_LONG, share=0.2)),
     "smoke": (
         Stage(share=0.5, levels=(_level(256, 1),), batches=((2, 256),), rate=(PEAK, PEAK)),
         Stage(share=0.5, levels=(_level(256, 4), _level(512, 4)), batches=((2, 256), (1, 512)), rate=(PEAK, 0.0)),
     ),
 }
-"""`start`, `middle` and `finish` are pieces of about ten minutes on one H100 or H200; each resumes from weights."""
+"""`start`, `middle`, `finish` and `extend` are pieces of at most ten minutes on one H100 or H200; each resumes from the
+weights of the one before. `extend` teaches what the worlds gained since: `middle` and `finish` again, in one piece.
+"""

@@ -12,7 +12,7 @@ from agentkv_evals.worlds.item import Item, Names, QuestionPosition, Topology, T
 from agentkv_evals.worlds.listings import add_list, add_quote
 from agentkv_evals.worlds.numbers import add_maximum, add_total, add_votes
 from agentkv_evals.worlds.roles import Role, document_message, report, system_prompt
-from agentkv_evals.worlds.split import VERSION, Split, is_held_out
+from agentkv_evals.worlds.split import SALT, VERSION, Split, is_held_out
 from agentkv_evals.worlds.thread import Draft, Probe, Spec, grow
 
 DEPTHS: dict[str, tuple[int, ...]] = {
@@ -65,7 +65,7 @@ def make_item(
     """
     if depth not in DEPTHS[family]:
         raise KeyError(f"family {family} has depths {DEPTHS[family]}, not {depth}")
-    rng = random.Random(f"{VERSION}/{split}/{family}/{depth}/{question_position}/{topology}/{names}/{seed}")
+    rng = random.Random(f"{SALT}/{split}/{family}/{depth}/{question_position}/{topology}/{names}/{seed}")
     for _ in range(2000):
         draft, candidates = _draft(rng, split, family, depth, names)
         wanted = [probe for probe in draft.probes if (probe.family, probe.depth) == (family, depth)]

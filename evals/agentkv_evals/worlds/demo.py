@@ -21,7 +21,7 @@ from agentkv_evals.worlds.roles import (
     researcher_prompt,
     writer_instruction,
 )
-from agentkv_evals.worlds.split import VERSION, Split
+from agentkv_evals.worlds.split import SALT, Split
 from agentkv_evals.worlds.thread import Spec, family_of, grow, whereabouts
 
 PARTS = 3
@@ -56,7 +56,7 @@ def demo_case(seed: int, *, sentences: int = 12, conflict: bool = True, split: S
 
     Among the subjects that the writer is asked for are those that rest on the most references to other parts.
     """
-    rng = random.Random(f"{VERSION}/demo/{split}/{seed}/{sentences}/{conflict}")
+    rng = random.Random(f"{SALT}/demo/{split}/{seed}/{sentences}/{conflict}")
     spec = Spec(
         turns=PARTS, sentences=sentences, depth_cap=2, swap_share=0.0, update_share=0.12, canonical=True, deep=3.0
     )

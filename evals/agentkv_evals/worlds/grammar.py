@@ -60,6 +60,7 @@ _VERBS = {
     "find/person": _FIND,
     "swap/person": ("swapped places with",),
     "swap/object": ("swapped places with",),
+    "number/person": ("is", "stays", "stands"),
 }
 TEMPLATES: dict[Split, dict[str, tuple[tuple[str, str], ...]]] = {
     "train": {kind: _combinations(kind, verbs, "train") for kind, verbs in _VERBS.items()},
@@ -105,6 +106,14 @@ def link_sentence(rng: random.Random, split: Split, act: str, x: Entity, y: Enti
         adjunct, verb = pick(rng, TEMPLATES[split][f"{kind}/{x.kind}"])
         report = f"{_opened(adjunct, x)} {verb} {y.reference}"
     return Sentence(report + ".", _prose(rng, shape, x, "", y))
+
+
+def number_sentence(rng: random.Random, split: Split, x: Entity, y: Entity, difference: int, noun: str) -> Sentence:
+    """`x` has so many more (or, below zero, fewer) of a thing than `y`."""
+    adjunct, verb = pick(rng, TEMPLATES[split]["number/person"])
+    side = "above" if difference > 0 else "below"
+    text = f"{_opened(adjunct, x)} {verb} {abs(difference)} {side} {y.reference} in {noun}."
+    return Sentence(text, text)
 
 
 def _prose(rng: random.Random, act: str, x: Entity, place: str, y: Entity) -> str:

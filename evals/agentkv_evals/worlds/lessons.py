@@ -24,8 +24,8 @@ TOPOLOGIES: tuple[Topology, ...] = ("parallel", "chain", "debate")
 
 
 HARD_FIRST = list(ADDERS)
-HARD_COUNTS = [1 if family in ("ordinal", "quote", "maximum") else 2 for family in HARD_FIRST]
-"""How often each added family appears in a training thread: those that are slow to learn twice as often."""
+HARD_COUNTS = [{"ordinal": 1, "quote": 1, "maximum": 4}.get(family, 2) for family in HARD_FIRST]
+"""How often each added family appears in a training thread: those that are slow to learn more often."""
 
 MOST_FACT_TOKENS = 900
 """Longer threads are padded with sentences that do not matter: the worlds have no more names."""

@@ -1,13 +1,19 @@
-"""Numbers spread over reports: families `total` (running sums), `count` (votes) and `maximum`."""
+"""Numbers spread over reports: families `total` (running sums), `count` (votes) and `maximum`.
+
+Training also asks for single persons' numbers (`amount`), which teaches `maximum`; it is no family of the suite.
+"""
 
 from __future__ import annotations
 
-from agentkv_evals.worlds.cast import pick
-from agentkv_evals.worlds.grammar import Sentence, ask
+from dataclasses import dataclass
+
+from agentkv_evals.worlds.cast import Entity, pick
+from agentkv_evals.worlds.grammar import Sentence, ask, number_sentence
 from agentkv_evals.worlds.thread import Draft, Probe
 
 _TOTAL = ("How many {n} are there in all?", "What do the {n} add up to?")
 _VOTES = ("How many votes has {x}?", "Count the votes for {x}.")
+_AMOUNT = ("How many {n} has {x}?", "Tell us how many {n} {x} has.")
 _MOST = ("Who has the most {n}?", "Tell us who has the most {n}.")
 
 
@@ -55,19 +61,69 @@ def add_votes(draft: Draft, votes: int) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """Somebody who has a number of a thing: said outright, or against `other`, over `hops` references in all."""
+
+    person: Entity
+    number: int
+    turn: int
+    other: _Holder | None = None
+
+    @property
+    def hops(self) -> int:
+        return self.other.hops + 1 if self.other else 0
+
+
 def add_maximum(draft: Draft, depth: int) -> None:
-    """`depth` + 1 persons in as many reports have 1 to 9 of a thing; the question is who has the most."""
-    rng, noun = draft.rng, draft.cast.noun()
-    numbers = rng.sample(range(1, 10), depth + 1)
-    persons = [draft.cast.person() for _ in numbers]
-    for turn, person, number in zip(_some_turns(draft, depth + 1), persons, numbers, strict=True):
-        draft.insert(turn, _plain(f"{person.word} has {number} {noun}."))
-    best = persons[numbers.index(max(numbers))]
+    """Persons have 1 to 9 of a thing, most of them so many above or below somebody of an earlier report.
+
+    The question is who has the most: the end of a chain of `depth` references, one a report, whose last step is small
+    as its start is high. The others rest on no longer chains; one has little, and who is far above it looks as high.
+    """
+    rng, noun, turns = draft.rng, draft.cast.noun(), _some_turns(draft, depth + 1)
+    numbers = sorted(rng.sample(range(1, 10), depth + 4 + int(rng.random() * 2)))
+    most, little, before_most = numbers.pop(), numbers.pop(0), numbers.pop(-1 - int(rng.random() * 3))
+    rng.shuffle(numbers)
+    holders = [_Holder(draft.cast.person(), little, turns[0])]
+    best = None
+    for turn, number in zip(turns, [*numbers[: depth - 1], before_most, most], strict=True):
+        best = _Holder(draft.cast.person(), number, turn, best)
+        holders.append(best)
+    for number in numbers[depth - 1 :]:
+        first = turns[-1] if rng.random() < 0.6 else 0
+        turn = first + int(rng.random() * (len(draft.turns) - first))
+        holders.append(_Holder(draft.cast.person(), number, turn, _somebody_before(draft, holders, turn, depth)))
+    for holder in holders:
+        draft.insert(holder.turn, _number_of(draft, holder, noun))
+        draft.probes.append(
+            Probe(
+                family="amount",
+                depth=holder.hops,
+                question=ask(rng, draft.split, _AMOUNT, n=noun, x=holder.person.word),
+                answer=f"Answer: {holder.person.word} has{{ {holder.number}}} {noun}.",
+            )
+        )
     draft.probes.append(
         Probe(
             family="maximum",
             depth=depth,
             question=ask(rng, draft.split, _MOST, n=noun),
-            answer=f"Answer:{{ {best.word}}} has the most {noun}.",
+            answer=f"Answer:{{ {holders[depth + 1].person.word}}} has the most {noun}.",
         )
     )
+
+
+def _somebody_before(draft: Draft, holders: list[_Holder], turn: int, depth: int) -> _Holder | None:
+    """Whom a holder of this turn is compared with: rather one who has little, so that `above` tells nothing."""
+    before = [holder for holder in holders if holder.turn < turn and holder.hops < depth]
+    if not before or draft.rng.random() < 0.1:
+        return None
+    return min((pick(draft.rng, before) for _ in range(3)), key=lambda holder: holder.number)
+
+
+def _number_of(draft: Draft, holder: _Holder, noun: str) -> Sentence:
+    if holder.other is None:
+        return _plain(f"{holder.person.word} has {holder.number} {noun}.")
+    difference = holder.number - holder.other.number
+    return number_sentence(draft.rng, draft.split, holder.person, holder.other.person, difference, noun)
