@@ -82,11 +82,11 @@ def test_a_run_goes_on_where_it_ended(measured, monkeypatch):
     assert [row for row in more if row.seed < 200_008] == [row for row in rows if row.arm != "repair_all"]
 
 
-def test_where_every_author_saw_all_careless_reuse_is_close(tmp_path):
-    rows, _ = measure(settings(tmp_path, topology="chain", items=4, rules=["repair_none"]))
-    full, careless = summarise(rows)
-    assert careless.exact >= 0.75
-    assert full.items == 4
+def test_full_repair_is_exact_where_every_author_saw_all(tmp_path):
+    rows, _ = measure(settings(tmp_path, topology="chain", items=4, rules=["repair_all"]))
+    full, repaired = summarise(rows)
+    assert full.items == repaired.items == 4
+    assert repaired.exact == 1
 
 
 def test_a_reply_is_passed_on_with_the_keys_of_its_own_arm(tmp_path):
