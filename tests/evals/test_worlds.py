@@ -1,6 +1,7 @@
 """The worlds: the same for ever, split cleanly, and right by an independent reading of their text."""
 
 import random
+import re
 
 import pytest
 
@@ -42,6 +43,25 @@ def test_answers_agree_with_an_independent_solver(family, depth):
             topology=("parallel", "chain", "debate")[seed % 3],
         )
         assert Solver([turn.content for turn in item.turns]).reply(item) == item.answer, item
+
+
+@pytest.mark.parametrize("depth", DEPTHS["maximum"])
+def test_who_has_the_most_is_found_by_following_as_many_references_as_the_depth_says(depth):
+    for seed in range(20):
+        item = make_item(family="maximum", depth=depth, seed=seed)
+        said_in, other_of = {}, {}
+        for report, turn in enumerate(item.turns):
+            for name, other in re.findall(
+                r"(\w+) (?:has|is|stays|stands) \d (?:\w+\.|(?:above|below) (\w+) in)", turn.content
+            ):
+                said_in[name], other_of[name] = report, other
+        chain = [item.answer.split()[1]]
+        while other_of[chain[-1]]:
+            chain.append(other_of[chain[-1]])
+        assert len(chain) == depth + 1
+        reports = [said_in[name] for name in chain]
+        assert reports == sorted(set(reports), reverse=True)
+        assert len(said_in) >= depth + 3
 
 
 def test_names_templates_and_sizes_of_training_and_held_out_worlds_are_disjoint():

@@ -11,8 +11,10 @@ VERSION = "worlds-2"
 """Changes whenever the same seed would give another world of any family."""
 
 SALT = "worlds-1"
-"""Feeds the hash of what is held out and the seeds of the worlds. It outlives versions: names and templates that a model
-was trained on stay on training's side, and families that a version does not touch keep their worlds.
+"""Feeds the hash of what is held out and the seeds of the worlds.
+
+It outlives versions: names and templates that a model was trained on stay on training's side, and families that a
+version does not touch keep their worlds.
 """
 
 HELD_OUT_PERCENT = 15
