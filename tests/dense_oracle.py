@@ -61,7 +61,7 @@ class DenseOracle:
         kv, maps = DenseKV([], []), []
         for layer in self._decoder.layers:
             normed = layer.attention_norm(x)
-            heads = layer.attention.qkv(normed).unflatten(-1, (-1, config.head_dim))
+            heads = layer.attention.project(normed).unflatten(-1, (-1, config.head_dim))
             q, k, v = (x.clone() for x in heads.split([config.num_heads, *[config.num_kv_heads] * 2], dim=1))
             stale = depth_P < layer.index
             for start, old in reused or []:

@@ -13,7 +13,17 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from agentkv_evals.random_model import CHATML, draw_weights, train_tokenizer, write_json, write_tokenizer
 
@@ -51,7 +61,7 @@ class Family:
         old_rope_key: write the RoPE settings as `rope_theta` and `rope_scaling`, as checkpoints on the Hub have them.
     """
 
-    config: type[LlamaConfig] | type[Qwen2Config]
+    config: type[PreTrainedConfig]
     options: dict[str, Any] = field(default_factory=dict)
     rope: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10_000.0})
     old_rope_key: bool = False
@@ -72,6 +82,15 @@ YARN_ROPE = {
     "factor": 4.0,
     "original_max_position_embeddings": 2048,
 }
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 1024,
+    "short_factor": [1.0 + n / 16 for n in range(8)],
+    "long_factor": [1.0 + n for n in range(8)],
+}
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(config=LlamaConfig),
@@ -80,9 +99,14 @@ FAMILIES: dict[str, Family] = {
     "llama-llama3-old-key": Family(config=LlamaConfig, rope=LLAMA3_ROPE, old_rope_key=True),
     "llama-yarn": Family(config=LlamaConfig, rope=YARN_ROPE),
     "llama-head-dim": Family(config=LlamaConfig, options={"head_dim": 32}),
+    "llama2": Family(config=LlamaConfig, options={"num_key_value_heads": 4}, rope=LINEAR_ROPE),
+    "llama-biases": Family(config=LlamaConfig, options={"attention_bias": True, "mlp_bias": True}),
+    "mistral": Family(config=MistralConfig, options={"head_dim": 32, "sliding_window": CONTEXT_LENGTH}),
+    "phi3-longrope": Family(config=Phi3Config, options={"original_max_position_embeddings": 1024}, rope=LONG_ROPE),
     "qwen2": Family(config=Qwen2Config, options={"tie_word_embeddings": True, "rms_norm_eps": 1e-6}),
     "qwen2-multi-head": Family(config=Qwen2Config, options={"num_key_value_heads": 4}),
     "qwen2-yarn-old-key": Family(config=Qwen2Config, rope=YARN_ROPE, old_rope_key=True),
+    "qwen3": Family(config=Qwen3Config, options={"head_dim": 32, "tie_word_embeddings": True}),
 }
 
 
@@ -90,7 +114,7 @@ def write_small_model(directory: Path, family: str, *, seed: int = 0, dtype: tor
     """Write the family's checkpoint into `directory` and return it. The same seed, the same bytes."""
     shape = FAMILIES[family]
     directory.mkdir(parents=True, exist_ok=True)
-    chatml = shape.config is Qwen2Config
+    chatml = shape.config in (Qwen2Config, Qwen3Config)
     tokenizer = train_tokenizer([PARAGRAPH], VOCABULARY_SIZE, CHATML_TOKENS if chatml else LLAMA3_TOKENS)
     end_of_text, end_of_turn = ("<|endoftext|>", "<|im_end|>") if chatml else ("<|end_of_text|>", "<|eot_id|>")
     start_of_text = None if chatml else "<|begin_of_text|>"
@@ -107,6 +131,7 @@ def write_small_model(directory: Path, family: str, *, seed: int = 0, dtype: tor
     bos_token_id = tokenizer.token_to_id(start_of_text) if start_of_text else None
     model = AutoModelForCausalLM.from_config(_config(shape, tokenizer, bos_token_id, ends[0]))
     draw_weights(model, seed=seed, std=STD)
+    _widen_normalised_queries(model)
     model.generation_config = GenerationConfig(bos_token_id=bos_token_id, eos_token_id=ends, pad_token_id=ends[1])
     model.to(dtype).save_pretrained(directory)
     if shape.old_rope_key:
@@ -114,9 +139,17 @@ def write_small_model(directory: Path, family: str, *, seed: int = 0, dtype: tor
     return directory
 
 
+@torch.no_grad()
+def _widen_normalised_queries(model: PreTrainedModel) -> None:
+    """Where queries and keys are normalised, the norms' weights alone decide how sharp attention is."""
+    for name, parameter in model.named_parameters():
+        if "q_norm" in name:
+            parameter.mul_(3)
+
+
 def _config(
     shape: Family, tokenizer: Tokenizer, bos_token_id: int | None, eos_token_id: int | None
-) -> LlamaConfig | Qwen2Config:
+) -> PreTrainedConfig:
     common: dict[str, Any] = {
         "vocab_size": tokenizer.get_vocab_size(),
         "hidden_size": 64,
@@ -128,6 +161,7 @@ def _config(
         "tie_word_embeddings": False,
         "bos_token_id": bos_token_id,
         "eos_token_id": eos_token_id,
+        "pad_token_id": None,
     }
     return shape.config(**common | shape.options, rope_parameters=dict(shape.rope))
 

@@ -143,7 +143,7 @@ class Engine:
         config = config or EngineConfig()
         _check_device(config.device)
         dtype = config.dtype or (torch.float32 if config.device == "cpu" else torch.bfloat16)
-        decoder = load_decoder(directory, dtype=dtype, device=config.device)
+        decoder = load_decoder(directory, dtype=dtype, device=config.device, context_length=config.context_length)
         return cls(decoder, config, revision=str(directory.resolve()), eviction=eviction, on_evict=on_evict)
 
     @property

@@ -14,6 +14,8 @@ from engine_driver import prompt_of, run
 from small_models import FAMILIES
 
 NUM_GREEDY = 64
+SHORT_LONGROPE = 1024
+"""Positions up to which `transformers` takes the small longrope model's frequencies for short contexts."""
 
 
 def reference(directory: Path) -> torch.nn.Module:
@@ -23,7 +25,8 @@ def reference(directory: Path) -> torch.nn.Module:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_greedy_tokens_match_transformers(small_model: Callable[[str], Path], family: str) -> None:
     directory = small_model(family)
-    engine = Engine.from_directory(directory, EngineConfig(max_rows_per_step=37))
+    short = SHORT_LONGROPE if family == "phi3-longrope" else None
+    engine = Engine.from_directory(directory, EngineConfig(max_rows_per_step=37, context_length=short))
     prompt = prompt_of(150, seed=1)
     sampling = SamplingParams(max_tokens=NUM_GREEDY)
     request = Request(request_id="a", token_ids=prompt, sampling=sampling, mode=ReuseMode.OFF, return_logits=True)
@@ -35,7 +38,7 @@ def test_logits_and_greedy_tokens_match_transformers(small_model: Callable[[str]
     assert ours.token_ids == tuple(logits.argmax(-1).tolist())
 
 
-@pytest.mark.parametrize("family", ["llama-llama3", "llama-yarn", "qwen2"])
+@pytest.mark.parametrize("family", ["llama-llama3", "llama-yarn", "phi3-longrope", "qwen2"])
 def test_logits_match_at_4096_tokens(small_model: Callable[[str], Path], family: str) -> None:
     directory = small_model(family)
     engine = Engine.from_directory(directory, EngineConfig(max_rows_per_step=1500))

@@ -1,99 +1,122 @@
-"""Loads a Hugging Face directory's safetensors into a `Decoder`."""
+"""Loads a Hugging Face directory's safetensors into a `Decoder`, one layer after the other.
 
-import json
-from contextlib import ExitStack
+Tensors are memory-mapped. One that this engine has as it lies in the file (no other dtype or device, not a part of a
+larger matrix) stays so: it is not copied, and processes share it. All others are copied one by one, and the pages they
+were read from are given back after each layer: loading takes at most the weights as they will lie in memory, and one
+layer more.
+"""
+
+import itertools
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from agentkv_engine.errors import CheckpointError, MissingTensor
+from agentkv_engine.errors import CheckpointError
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.model.registry import checkpoint_names
-from agentkv_engine.model.rope import RotaryEmbedding
+from agentkv_engine.model.safetensors_files import SafetensorsFiles
 
 
-def load_decoder(directory: Path, *, dtype: torch.dtype, device: str) -> Decoder:
+def load_decoder(directory: Path, *, dtype: torch.dtype, device: str, context_length: int | None = None) -> Decoder:
     """Build the model of a directory and load its weights.
 
+    Args:
+        directory: config.json and safetensors, in one file or in shards.
+        dtype, device: of the weights, whatever the files have.
+        context_length: most positions wanted; None takes the model's.
+
     Raises:
-        UnsupportedModel, MissingTensor, CheckpointError: see `agentkv_engine.errors`.
+        UnsupportedModel, MissingTensor, CheckpointError: see `agentkv_engine.errors`. What can be told without reading
+            a weight is told before one is read.
     """
-    config = ModelConfig.from_directory(directory)
-    rope = RotaryEmbedding(config.rope, config.head_dim).to(device)
-    with torch.device("meta"):
-        decoder = Decoder(config)
-    decoder.rope = rope
-    names = {name: checkpoint_names(config.architecture, name) for name in _parameter_names(decoder)}
-    with _Weights(directory) as weights:
-        state = {name: _read(weights, parts, dtype, device) for name, parts in names.items()}
-    _check_shapes(decoder, state, names)
-    decoder.load_state_dict(state, strict=False, assign=True)
+    config = ModelConfig.from_directory(directory, context_length=context_length)
+    decoder = empty_decoder(config)
+    decoder.rope.to(device)
+    files = SafetensorsFiles(directory)
+    _check_shapes(decoder, files)
+    for _, parameters in itertools.groupby(_parameters(decoder), key=lambda item: _unit(item[0])):
+        with files.opened():
+            for name, shape in parameters:
+                tensor = _read(files, _parts(config, name, shape), dtype, device)
+                module, _, kind = name.rpartition(".")
+                decoder.get_submodule(module).register_parameter(kind, nn.Parameter(tensor, requires_grad=False))
     if config.tied_embeddings:
         decoder.head.weight = decoder.embedding.weight
     return decoder.requires_grad_(False).eval()
 
 
-def _parameter_names(decoder: Decoder) -> list[str]:
-    """Each parameter once: a tied head is not a tensor of its own."""
-    return [name for name, _ in decoder.named_parameters()]
+def empty_decoder(config: ModelConfig) -> Decoder:
+    """A decoder whose parameters have shapes and take no memory yet."""
+    with torch.device("meta"), _Undrawn():
+        return Decoder(config)
 
 
-def _read(weights: "_Weights", parts: tuple[str, ...], dtype: torch.dtype, device: str) -> Tensor:
-    """One parameter, its parts one below the other; at most one parameter is held twice meanwhile."""
-    tensors = [weights.read(part).to(device, dtype) for part in parts]
-    if len({tensor.shape[1:] for tensor in tensors}) != 1:
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
-        raise CheckpointError(f"tensors {' + '.join(parts)} have shapes {shapes}: they are not of one layer")
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the random numbers that torch's modules begin with: nobody would read them, and drawing them on the
+    meta device would import a symbolic algebra package, which takes seconds."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return None if func in _DRAWING else func(*args, **(kwargs or {}))
 
 
-def _check_shapes(decoder: nn.Module, state: dict[str, Tensor], names: dict[str, tuple[str, ...]]) -> None:
-    for name, parameter in decoder.named_parameters():
-        if state[name].shape != parameter.shape:
-            raise CheckpointError(
-                f"tensor {' + '.join(names[name])} has shape {list(state[name].shape)}, config.json asks for "
-                f"{list(parameter.shape)}: config.json and weights are not of the same model"
-            )
+_DRAWING = frozenset({nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_})
+"""What torch's modules draw their first weights with; they do not use what it returns."""
 
 
-class _Weights:
-    """The safetensors files of a directory: one file, or shards with an index."""
+def wanted_shapes(decoder: Decoder) -> dict[str, tuple[int, ...]]:
+    """The tensors that a checkpoint of this decoder has, by its names, and their shapes."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, shape in _parameters(decoder):
+        wanted |= _parts(decoder.config, name, shape)
+    return wanted
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._stack = ExitStack()
-        self._file_of: dict[str, safe_open] = {}
 
-    def __enter__(self) -> "_Weights":
-        for path in self._paths():
-            try:
-                file = self._stack.enter_context(safe_open(path, framework="pt"))
-            except (OSError, SafetensorError) as error:
-                self._stack.close()
+def _parameters(decoder: Decoder) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each parameter, once: a tied head is not a tensor of its own."""
+    return [(name, tuple(parameter.shape)) for name, parameter in decoder.named_parameters()]
+
+
+def _unit(parameter: str) -> str:
+    """What is loaded together: one layer, the embedding, the head."""
+    return ".".join(parameter.split(".")[:2])
+
+
+def _parts(config: ModelConfig, parameter: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The checkpoint's tensors that make up a parameter, one below the other, and their shapes."""
+    names = checkpoint_names(config.architecture, parameter)
+    rows, *others = shape
+    if len(names) == 3:
+        keys = config.num_kv_heads * config.head_dim
+        split = (rows - 2 * keys, keys, keys)
+    else:
+        split = (rows // len(names),) * len(names)
+    return {name: (part, *others) for name, part in zip(names, split, strict=True)}
+
+
+def _check_shapes(decoder: Decoder, files: SafetensorsFiles) -> None:
+    """That every tensor is there, in the shape that config.json asks for."""
+    with files.opened():
+        for name, shape in wanted_shapes(decoder).items():
+            if (found := files.shape(name)) != shape:
                 raise CheckpointError(
-                    f"{path} is not a readable safetensors file ({error}): download it again"
-                ) from None
-            self._file_of.update(dict.fromkeys(file.keys(), file))
-        return self
+                    f"tensor {name} has shape {list(found)}, config.json asks for {list(shape)}: config.json and "
+                    "weights are not of the same model"
+                )
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._stack.close()
 
-    def read(self, name: str) -> Tensor:
-        """The tensor of this name, on CPU."""
-        if name not in self._file_of:
-            raise MissingTensor(f"{self._directory} has no tensor {name}: the checkpoint is incomplete")
-        return self._file_of[name].get_tensor(name)
-
-    def _paths(self) -> list[Path]:
-        index = self._directory / "model.safetensors.index.json"
-        if index.exists():
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            return [self._directory / shard for shard in sorted(shards)]
-        paths = sorted(self._directory.glob("*.safetensors"))
-        if not paths:
-            raise CheckpointError(f"{self._directory} has no *.safetensors file: convert the checkpoint to safetensors")
-        return paths
+def _read(files: SafetensorsFiles, parts: dict[str, tuple[int, ...]], dtype: torch.dtype, device: str) -> Tensor:
+    """One parameter; a part that needs another dtype is converted as it is copied to its place."""
+    if len(parts) == 1:
+        (name,) = parts
+        return files.read(name).to(device, dtype)
+    shapes = list(parts.values())
+    whole = torch.empty((sum(rows for rows, *_ in shapes), *shapes[0][1:]), dtype=dtype, device=device)
+    for name, rows in zip(parts, whole.split([rows for rows, *_ in shapes]), strict=True):
+        rows.copy_(files.read(name))
+    return whole

@@ -11,7 +11,7 @@ from agentkv_engine.model.step import Step
 
 
 class Decoder(nn.Module):
-    """A Llama-family decoder over rows (Llama, Qwen2)."""
+    """A Llama-family decoder over rows (see `registry.FAMILIES`)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
-        self.rope = RotaryEmbedding(config.rope, config.head_dim)
+        self.rope = RotaryEmbedding(config.rope, config.head_dim, config.context_length)
 
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:

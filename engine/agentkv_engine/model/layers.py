@@ -42,12 +42,25 @@ class Attention(nn.Module):
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.qkv = nn.Linear(config.hidden_size, queries + 2 * keys, bias=config.qkv_bias)
         self.output = nn.Linear(queries, config.hidden_size, bias=config.output_bias)
+        self.split = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        self.head_dim = config.head_dim
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def project(self, x_NE: Tensor) -> Tensor:
+        """Queries, keys and values [N, X] before rotation; each head's queries and keys are normalised where the model
+        does that (Qwen3)."""
+        qkv_NX = self.qkv(x_NE)
+        if self.q_norm is None or self.k_norm is None:
+            return qkv_NX
+        q_NHD, k_NKD, v_NKD = qkv_NX.unflatten(-1, (-1, self.head_dim)).split(self.split, dim=1)
+        return torch.cat([self.q_norm(q_NHD), self.k_norm(k_NKD), v_NKD], dim=1).flatten(1)
 
     def forward(self, x_WE: Tensor, step: Step) -> Tensor:
         """Put all rows' K and V into their slots; attend with those that go on."""
         num_attending = step.num_attending(self.index)
         q_AHD = step.operations.rotate_and_store(
-            self.qkv(x_WE), step.places.first(len(x_WE)), num_attending, step.pool, self.index
+            self.project(x_WE), step.places.first(len(x_WE)), num_attending, step.pool, self.index
         )
         step.record(self.index, q_AHD)
         out_AHD = step.backend.attend(q_AHD, self.index, step.pool, step.attention(self.index))

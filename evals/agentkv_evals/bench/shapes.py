@@ -43,7 +43,7 @@ SHAPES: dict[str, ModelConfig] = {
         rope=_LLAMA3_ROPE,
         context_length=131_072,
     ),
-    # Its sizes, without the norms of queries and keys that Qwen3 has and the engine does not.
+    # Its sizes, without the norms of queries and keys that Qwen3 has.
     "qwen3-0.6b-like": ModelConfig(
         **_COMMON,
         tied_embeddings=True,
@@ -75,7 +75,7 @@ SHAPES: dict[str, ModelConfig] = {
 
 def random_decoder(config: ModelConfig, *, dtype: torch.dtype, device: str, seed: int) -> Decoder:
     """A decoder of normal random weights, drawn on the device."""
-    rope = RotaryEmbedding(config.rope, config.head_dim).to(device)
+    rope = RotaryEmbedding(config.rope, config.head_dim, config.context_length).to(device)
     with torch.device("meta"):
         decoder = Decoder(config)
     decoder = decoder.to(dtype).to_empty(device=device)
