@@ -1,6 +1,6 @@
 """Our rule: the rows that read something else in this context than in their author's.
 
-Shapes: R candidate rows, P prompt positions.
+Shapes: R candidate rows, P prompt positions, T strongest keys of a row.
 """
 
 from collections.abc import Sequence
@@ -17,46 +17,60 @@ from agentkv.screening.selectors.budget import (
     repairable_positions,
     repairable_rows,
 )
-from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
+from agentkv.screening.selectors.probe_rows import trailing_rows
+from agentkv_engine.reuse import Observation, Probe, Reading, RepairPlan, ReuseView
 
 REACH, FADE = 4, 0.8
 """A row's change counts for the rows behind it too, by `FADE` less for each, as far as `REACH`: what a row finds, the
 next ones say."""
 
+STEPS = 2
+"""How often relevance is carried on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingChange:
-    """Repairs the rows whose reading the new context changes most.
+    """Repairs the rows whose reading the new context changes most, and that the question leads to.
 
-    Nothing is run to find them: in the traced layers each reused row's kept query is asked anew, over the keys that
-    stand before it now. Its change is the sum over those layers of two shares of its hidden state: how far its
-    attention output is from what it was in its author's context (messages gone count as much as new ones), and how far
-    it moves by the messages that the author had not seen (system prompts, which everybody reads, are left in).
+    Change: in the traced layers each reused row's kept query is asked anew, over the keys that stand before it now. Its
+    change is the sum over those layers of two shares of its hidden state: how far its attention output is from what it
+    was in its author's context (messages gone count as much as new ones), and how far it moves by the messages that the
+    author had not seen (system prompts, which everybody reads, are left in). Nothing is run to find this.
+
+    Relevance: the most that a row gets of the head-mean attention of the prompt's last rows, run over stale keys, or of
+    rows that are relevant themselves, in the traced layers, times their relevance. Rows are ranked by
+    change * relevance^question.
 
     Attributes:
         ratio: share of the reused rows' row-layers to spend on repairs, 0 to 1.
+        question: how much relevance counts; with 0 the prompt's last rows need not be run.
     """
 
     ratio: float = 0.2
+    question: float = 0.5
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
+        if not 0 <= self.question <= 1:
+            raise ValueError(f"question {self.question} is an exponent: give 0 to 1")
 
     @property
     def name(self) -> str:
         """See `Selector.name`."""
-        return f"reading_change({float(self.ratio)})"
+        return f"reading_change({float(self.ratio)}, {float(self.question)})"
 
     def budget(self, view: ReuseView) -> int:
         """See `BudgetedSelector.budget`."""
         return affordable_rows(view, self.ratio) * view.num_layers
 
     def probe(self, view: ReuseView) -> Probe | None:
-        """See `Selector.probe`: a mere look; None where there is no choice to make."""
-        return Probe(positions=(), depth=1) if plan_without_choice(view, self.ratio) is None else None
+        """See `Selector.probe`: the prompt's last rows, or a mere look; None where there is no choice to make."""
+        if plan_without_choice(view, self.ratio) is not None:
+            return None
+        return Probe(positions=trailing_rows(view) if self.question else (), depth=view.num_layers)
 
     def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
-        """See `Selector.plan`: the rows of greatest change, at equal change the earlier one.
+        """See `Selector.plan`: at equal rank the earlier row.
 
         Raises:
             ValueError: the engine traces no layers.
@@ -68,12 +82,31 @@ class ReadingChange:
             raise ValueError("reading_change asks traces, and this engine traces no layers: set trace_layers")
         candidates, num_chosen = repairable_positions(view), affordable_rows(view, self.ratio)
         unread_RP = unread_messages(view, candidates)
-        change_R = torch.zeros(len(candidates))
-        for layer in observation.traced_layers:
-            reading = observation.reading(layer, candidates, unread_RP)
-            change_R += (reading.since_then_R + reading.by_left_out_R).cpu()
-        spread_R = spread(change_R, candidates)
-        return RepairPlan.at_full_depth(best(spread_R, candidates, num_chosen), view.num_layers)
+        readings = [observation.reading(layer, candidates, unread_RP) for layer in observation.traced_layers]
+        change_R = torch.stack([reading.since_then_R + reading.by_left_out_R for reading in readings]).sum(0)
+        rank_R = spread(change_R, candidates)
+        if self.question:
+            asked_P = relevance(asked_by_question(view, observation), readings, candidates)
+            rank_R = rank_R * spread(asked_P[candidates], candidates) ** self.question
+        return RepairPlan.at_full_depth(best(rank_R, candidates, num_chosen), view.num_layers)
+
+
+def asked_by_question(view: ReuseView, observation: Observation) -> Tensor:
+    """The most that any of the prompt's last rows pays to each position, in any layer, [P]."""
+    rows = observation.probes[0].positions
+    return torch.stack([observation.attention(layer, rows).amax(0) for layer in range(view.num_layers)]).amax(0)
+
+
+def relevance(asked_P: Tensor, readings: Sequence[Reading], candidates: Sequence[int]) -> Tensor:
+    """What the question asks, carried on to what the rows it asks read themselves, `STEPS` times, [P]."""
+    relevant_P, rows = asked_P.clone(), torch.tensor(candidates, device=asked_P.device)
+    for _ in range(STEPS):
+        paid_P = relevant_P.clone()
+        for reading in readings:
+            passed_RT = reading.shares_RT * relevant_P[rows].unsqueeze(1)
+            paid_P.scatter_reduce_(0, reading.keys_RT.flatten(), passed_RT.flatten(), "amax")
+        relevant_P = paid_P
+    return relevant_P
 
 
 def unread_messages(view: ReuseView, candidates: Sequence[int]) -> Tensor:
@@ -94,7 +127,7 @@ def unread_messages(view: ReuseView, candidates: Sequence[int]) -> Tensor:
 
 def spread(change_R: Tensor, candidates: Sequence[int]) -> Tensor:
     """Each row's change, or that of a row shortly before it, faded, whichever is greater."""
-    positions = torch.tensor(candidates)
+    positions = torch.tensor(candidates, device=change_R.device)
     spread_R = change_R.clone()
     for step in range(1, min(REACH, len(candidates) - 1) + 1):
         follows = positions[step:] - positions[:-step] == step

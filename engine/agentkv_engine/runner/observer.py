@@ -26,6 +26,9 @@ from agentkv_engine.scheduler.sequence import ProbeRecord, ProbeState, Residence
 MOST_PROBABILITIES = 1 << 26
 """Attention probabilities, over rows, heads and keys, that are held at once: a look takes its rows in tiles."""
 
+STRONGEST = 16
+"""Keys of a row that `reading` names."""
+
 MOST_ROWS = 128
 """Rows of a tile: each tile looks at the keys up to its last row only."""
 
@@ -112,21 +115,27 @@ class LiveObservation:
     def reading(self, layer: int, positions: Sequence[int], left_out_RP: Tensor) -> Reading:
         """See `Observation.reading`."""
         device, num_rows = self._observer.pool.device, len(positions)
-        attention_RP = torch.zeros(num_rows, self._residence.view.num_tokens, device=device)
+        shares_RT = torch.zeros(num_rows, STRONGEST, device=device)
+        keys_RT = torch.zeros(num_rows, STRONGEST, dtype=torch.int64, device=device)
         since_R, without_R = torch.zeros(2, num_rows, device=device)
+        reading = Reading(shares_RT=shares_RT, keys_RT=keys_RT, since_then_R=since_R, by_left_out_R=without_R)
         if num_rows == 0:
-            return Reading(attention_RP=attention_RP, since_then_R=since_R, by_left_out_R=without_R)
+            return reading
         traces, left_out_RP = self._traces(layer, positions), left_out_RP.to(device)
         for tile in self._look(layer, positions):
             now_RHS = tile.probabilities()
-            attention_RP[tile.rows.unsqueeze(1), tile.keys] = now_RHS.mean(1)
+            top = now_RHS.mean(1).topk(min(STRONGEST, len(tile.keys)))
+            shares_RT[tile.rows, : top.values.shape[1]] = top.values
+            keys_RT[tile.rows, : top.values.shape[1]] = tile.keys[top.indices]
             rest_RHS = now_RHS.masked_fill(left_out_RP[tile.rows][:, tile.keys].unsqueeze(1), 0)
             rest_RHS = rest_RHS / rest_RHS.sum(-1, keepdim=True).clamp(min=1e-30)
             now_RZ, rest_RZ = self._sketch(layer, tile, now_RHS), self._sketch(layer, tile, rest_RHS)
             since_R[tile.rows] = torch.linalg.vector_norm(now_RZ - traces.sketches_SZ[tile.rows], dim=-1)
             without_R[tile.rows] = torch.linalg.vector_norm(now_RZ - rest_RZ, dim=-1)
         lengths_R = traces.lengths_S.clamp(min=1e-6)
-        return Reading(attention_RP=attention_RP, since_then_R=since_R / lengths_R, by_left_out_R=without_R / lengths_R)
+        since_R.div_(lengths_R)
+        without_R.div_(lengths_R)
+        return reading
 
     @torch.inference_mode()
     def value_deviation(self, layer: int, positions: Sequence[int]) -> Tensor:

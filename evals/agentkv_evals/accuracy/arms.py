@@ -18,7 +18,7 @@ FULL = "full"
 EXACT = "exact_prefix"
 """Name of the arm that reads exact prefixes only."""
 
-OURS = "propagated_attention"
+OURS = "reading_change"
 """The rule that is swept over `RATIOS` unless another is named."""
 
 RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)

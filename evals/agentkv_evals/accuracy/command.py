@@ -40,7 +40,7 @@ def evaluate(
         typer.Option(
             metavar="RULE",
             help="Rule to compare, e.g. 'query_attention(0.1)'; without arguments at every --ratio; repeatable.",
-            show_default="propagated_attention",
+            show_default="reading_change",
         ),
     ] = None,
     ratio: Annotated[
@@ -75,8 +75,8 @@ def evaluate(
         typer.Option(
             min=64,
             metavar="T",
-            help="Tokens of all messages (ruler), most tokens of a prompt with its reply (traces).",
-            show_default="1024; traces: 4096",
+            help="Tokens of all messages (worlds, ruler), most tokens of a prompt with its reply (traces).",
+            show_default="what matters only; ruler: 1024; traces: 4096",
         ),
     ] = None,
     reply_tokens: Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from agentkv_evals.worlds.cast import pick
 from agentkv_evals.worlds.disputes import add_candidates, add_conflict
-from agentkv_evals.worlds.grammar import filler
+from agentkv_evals.worlds.grammar import Sentence, filler
 from agentkv_evals.worlds.item import Item, Names, QuestionPosition, Topology, Turn
 from agentkv_evals.worlds.listings import add_list, add_quote
 from agentkv_evals.worlds.numbers import add_maximum, add_total, add_votes
@@ -56,8 +56,11 @@ def make_item(
     question_position: QuestionPosition = "last",
     topology: Topology = "parallel",
     names: Names = "known",
+    length: int = 0,
 ) -> Item:
     """The item of this description; the same arguments give the same item for one `VERSION`.
+
+    With a `length` the reports are padded, to about so many tokens in all, with sentences that do not matter.
 
     Raises:
         KeyError: the family is unknown (see `DEPTHS`).
@@ -65,11 +68,13 @@ def make_item(
     """
     if depth not in DEPTHS[family]:
         raise KeyError(f"family {family} has depths {DEPTHS[family]}, not {depth}")
-    rng = random.Random(f"{SALT}/{split}/{family}/{depth}/{question_position}/{topology}/{names}/{seed}")
+    longer = f"/{length}" if length else ""
+    rng = random.Random(f"{SALT}/{split}/{family}/{depth}/{question_position}/{topology}/{names}/{seed}{longer}")
     for _ in range(2000):
         draft, candidates = _draft(rng, split, family, depth, names)
         wanted = [probe for probe in draft.probes if (probe.family, probe.depth) == (family, depth)]
         if wanted:
+            pad(draft, length - SENTENCE_TOKENS * sum(len(lines) for lines in draft.turns))
             return _item(draft, candidates, pick(rng, wanted), seed, question_position, topology, names)
     raise RuntimeError(f"no world of family {family} and depth {depth} in 2000 tries: widen its sizes")
 
@@ -107,6 +112,17 @@ ADDERS = {
     "count": lambda draft, depth: add_votes(draft, depth + 1),
 }
 """What each family adds to a thread of whereabouts, at a depth."""
+
+
+SENTENCE_TOKENS = 9
+"""About so many tokens has a sentence."""
+
+
+def pad(draft: Draft, tokens: int) -> None:
+    """Spread sentences of about `tokens` tokens that say nothing of the world over the thread's reports."""
+    for _ in range(tokens // SENTENCE_TOKENS):
+        text = filler(draft.rng)
+        draft.insert(int(draft.rng.random() * len(draft.turns)), Sentence(text, text))
 
 
 def report_turns(draft: Draft, topology: Topology) -> list[Turn]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from agentkv_evals.worlds.build import ADDERS, READERS, candidate_turns, plain, report_turns
+from agentkv_evals.worlds.build import ADDERS, READERS, candidate_turns, pad, plain, report_turns
 from agentkv_evals.worlds.cast import CastExhaustedError, Entity, pick
 from agentkv_evals.worlds.disputes import add_candidates, add_conflict, verdict
-from agentkv_evals.worlds.grammar import Sentence, filler
 from agentkv_evals.worlds.item import Message, Topology, Turn
 from agentkv_evals.worlds.roles import (
     CRITIC_INSTRUCTION,
@@ -131,13 +130,6 @@ def _questions(rng: random.Random, level: Level) -> Lesson:
         exchanges = [Exchange(None, exchanges[0].reply)]
     prompt = [Message(role="system", content=system), *_messages(turns, pick(rng, ("assistant", "user")))]
     return Lesson(prompt, exchanges)
-
-
-def pad(draft: Draft, tokens: int) -> None:
-    """Spread sentences of about `tokens` tokens that say nothing of the world over the thread's reports."""
-    for _ in range(tokens // 9):
-        text = filler(draft.rng)
-        draft.insert(int(draft.rng.random() * len(draft.turns)), Sentence(text, text))
 
 
 def _some_depth(draft: Draft, family: str) -> int:

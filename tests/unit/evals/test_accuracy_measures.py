@@ -268,7 +268,7 @@ def test_tail_rows_takes_the_last_rows_of_changed_spans():
         ({"families": "lookup", "depths": "3"}, "families' depths"),
         ({"topology": "ring"}, "parallel, chain, debate"),
         ({"question": "never"}, "last, first"),
-        ({"length": 500}, "--length says nothing to the task worlds"),
+        ({"reply_tokens": 5}, "--reply-tokens says nothing to the task worlds"),
         ({"name": TaskName.GSM8K}, "give --data"),
         ({"name": TaskName.RULER, "reply_tokens": 4, "depths": "1"}, "--depths says nothing"),
         ({"name": TaskName.RULER, "families": "chain"}, "needle, multikey, tracking, words"),

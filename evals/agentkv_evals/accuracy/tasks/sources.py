@@ -90,6 +90,7 @@ def _worlds(options: TaskOptions) -> TaskSource:
         cells=kinds,
         num_items=options.items,
         hops=options.hops or 1,
+        length=options.length or 0,
         first_seed=worlds.FIRST_SEED if options.first_seed is None else options.first_seed,
     )
 
@@ -129,7 +130,7 @@ def _traces(options: TaskOptions) -> TaskSource:
 
 
 _TASKS: dict[TaskName, tuple[frozenset[str], Callable[[TaskOptions], TaskSource]]] = {
-    TaskName.WORLDS: (frozenset({"families", "depths", "topology", "question", "hops"}), _worlds),
+    TaskName.WORLDS: (frozenset({"families", "depths", "topology", "question", "hops", "length"}), _worlds),
     TaskName.RULER: (frozenset({"families", "topology", "question", "length", "reply_tokens"}), _ruler),
     TaskName.GSM8K: (frozenset({"data", "reply_tokens"}), _gsm8k),
     TaskName.TRACES: (frozenset({"data", "hops", "length"}), _traces),

@@ -43,12 +43,14 @@ class WorldsSource:
         cells: kinds of items.
         num_items: of each cell.
         hops: how often a reply is passed on, the first reader counted.
+        length: about so many tokens have the messages of an item; 0 leaves them as they are, without padding.
         first_seed: of a cell's items; a claim needs seeds that nobody looked at.
     """
 
     cells: Sequence[Cell]
     num_items: int
     hops: int
+    length: int
     first_seed: int
 
     def open(self, model: Path) -> Task:
@@ -70,11 +72,11 @@ class Worlds:
     """See `Task`."""
 
     name = "worlds"
-    version = VERSION
     generates = False
 
     def __init__(self, source: WorldsSource, tokenizer: Tokenizer) -> None:
         self._source = source
+        self.version = f"{VERSION}, {source.length} tokens" if source.length else VERSION
         self._encoder = Encoder(tokenizer)
         self._digits = frozenset(self._encoder.encode(digit)[0] for digit in "0123456789")
         self._item = lru_cache(maxsize=256)(_held_out)
@@ -93,7 +95,7 @@ class Worlds:
         # A reply of an end token only leaves nothing to pass on.
         if len(replies) >= self._source.hops or any(len(reply) < 2 for reply in replies):
             return None
-        item = self._item(cell, seed)
+        item = self._item(cell, seed, self._source.length)
         asked, right = (tuple(ids) for ids in self._encoder.item(item))
         authors, messages = (tuple(parts) for parts in zip(*_authored(item, self._encoder), strict=True))
         prompt = asked
@@ -163,13 +165,14 @@ def world_cells(
     ]
 
 
-def _held_out(cell: Cell, seed: int) -> Item:
+def _held_out(cell: Cell, seed: int, length: int) -> Item:
     return make_item(
         family=cell.family,
         depth=cell.depth,
         seed=seed,
         topology=cast(Topology, cell.topology),
         question_position=cast(QuestionPosition, cell.question),
+        length=length,
     )
 
 
