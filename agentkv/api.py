@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
+from agentkv.sampling import DEFAULT_SAMPLING, Sampling, TokenLogprob
+
 
 class Reuse(StrEnum):
     """How much kept KV a chat may read: none, only exact prefixes, or screened segments as well."""
@@ -118,6 +120,7 @@ class ChatRequest:
         template_options: variables of the model's chat template, e.g. {"enable_thinking": False}.
         max_tokens: most tokens to generate; None means as many as the context length leaves.
         temperature: 0 is greedy.
+        sampling: how else tokens are chosen, and whether their log-probabilities are told.
         stop: strings that end the reply; they are cut from it.
         seed: same seed, same reply.
         reuse: None takes the service's default.
@@ -135,6 +138,7 @@ class ChatRequest:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     temperature: float = 0.0
+    sampling: Sampling = DEFAULT_SAMPLING
     stop: tuple[str, ...] = ()
     seed: int | None = None
     reuse: Reuse | None = None
@@ -231,6 +235,7 @@ class ChatDelta:
         reasoning: new text of what the model thinks before it answers.
         tool_calls: new pieces of tool calls.
         token_ids: the tokens behind it.
+        logprobs: one for each token where the request asked for them.
         logits: torch.Tensor [len(token_ids), vocabulary] where the request asked for it.
         finish_reason: `stop`, `tool_calls`, `length` or `abort`, set in the last delta.
         usage: set in the last delta.
@@ -240,6 +245,7 @@ class ChatDelta:
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     logits: Any = None
     finish_reason: str | None = None
     usage: Usage | None = None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from agentkv.api import ChatDelta, ToolCall, Usage
+from agentkv.sampling import TokenLogprob
 
 
 @dataclass(slots=True)
@@ -10,7 +11,7 @@ class CollectedReply:
     """What a chat has said so far.
 
     Attributes:
-        text, reasoning, tool_calls, token_ids: as in the deltas, put together.
+        text, reasoning, tool_calls, token_ids, logprobs: as in the deltas, put together.
         finish_reason, usage: those of the last delta.
     """
 
@@ -18,6 +19,7 @@ class CollectedReply:
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     usage: Usage | None = None
 
@@ -26,6 +28,7 @@ class CollectedReply:
         self.text += delta.text
         self.reasoning += delta.reasoning
         self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs
         for piece in delta.tool_calls:
             if piece.call_id is not None:
                 self.tool_calls.append(

@@ -5,10 +5,11 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
+from agentkv.sampling import TokenLogprob
 from agentkv.screening.selectors.budget import BudgetedSelector
 from agentkv.stream import DeltaStream
 from agentkv.tokenization import Detokenizer, Prompt, PromptMessage
-from agentkv_engine.request import FinishReason, Request, StepOutput, TokenSources
+from agentkv_engine.request import FinishReason, Request, StepOutput, TokenLogprobs, TokenSources
 from agentkv_engine.reuse import PlacedSpan
 
 
@@ -133,7 +134,16 @@ class RunningChat:
         return ChatDelta(
             text=piece,
             token_ids=output.token_ids,
+            logprobs=tuple(self._told(logprobs) for logprobs in output.logprobs),
             logits=output.logits,
             finish_reason=None if ended is None else str(ended),
             usage=None if ended is None else self.usage(),
         )
+
+    def _told(self, logprobs: TokenLogprobs) -> TokenLogprob:
+        top = tuple(self._token(token_id, value) for token_id, value in logprobs.top)
+        return replace(self._token(logprobs.token_id, logprobs.logprob), top=top)
+
+    def _token(self, token_id: int, logprob: float) -> TokenLogprob:
+        utf8 = self.detokenizer.bytes_of(token_id)
+        return TokenLogprob(token=utf8.decode(errors="replace"), utf8=utf8, logprob=logprob)

@@ -25,7 +25,15 @@ from agentkv.writers import Writers
 from agentkv_engine.config import TRACE_LAYERS, EngineConfig
 from agentkv_engine.engine import Engine, MemoryStats
 from agentkv_engine.errors import CheckpointError, DeviceUnavailable, EngineError, RequestRefused
-from agentkv_engine.request import FinishReason, Request, ReuseMode, SamplingParams, StepOutput
+from agentkv_engine.request import (
+    MOST_LOGPROBS,
+    FinishReason,
+    Request,
+    ReuseMode,
+    SamplingParams,
+    StepOutput,
+    check_sampling,
+)
 from agentkv_engine.reuse import ReuseView
 
 _TENANT_AND_SALT = "\x1f"
@@ -56,6 +64,7 @@ class Service:
     ) -> None:
         self.model_id = model_id
         self.context_length = engine.max_tokens
+        self._vocab_size = engine.model_config.vocab_size
         self._num_layers = engine.model_config.num_layers
         self._config = config
         self._tokenizer = tokenizer
@@ -174,23 +183,44 @@ class Service:
             end = self._tokenizer.end_of_turn_id
             forced = self._tokenizer.encode(chat.forced_reply) + (() if end is None else (end,))
         room = min(self.context_length - len(prompt.token_ids), self._config.max_reply_tokens or self.context_length)
+        sampling = self._sampling(chat, room)
         if forced is not None and len(forced) > room:
             raise ContextTooLong(f"the forced reply has {len(forced)} tokens, and the prompt leaves room for {room}")
         return Request(
             request_id=f"chat-{next(self._ids)}",
             token_ids=prompt.token_ids,
-            sampling=SamplingParams(
-                temperature=chat.temperature,
-                max_tokens=min(chat.max_tokens or room, room),
-                stop_token_ids=self._tokenizer.stop_token_ids,
-                seed=chat.seed,
-            ),
+            sampling=sampling,
             mode=ReuseMode((chat.reuse or self._config.reuse).value),
             tenant=tenant,
             selector=selector,
             forced_output=forced,
             return_logits=chat.return_logits,
+            num_logprobs=chat.sampling.logprobs,
         )
+
+    def _sampling(self, chat: ChatRequest, room: int) -> SamplingParams:
+        wanted = chat.sampling
+        sampling = SamplingParams(
+            temperature=chat.temperature,
+            top_k=wanted.top_k,
+            top_p=wanted.top_p,
+            min_p=wanted.min_p,
+            repetition_penalty=wanted.repetition_penalty,
+            presence_penalty=wanted.presence_penalty,
+            frequency_penalty=wanted.frequency_penalty,
+            logit_bias=wanted.logit_bias,
+            max_tokens=min(chat.max_tokens or room, room),
+            min_tokens=wanted.min_tokens,
+            stop_token_ids=frozenset() if wanted.ignore_eos else self._tokenizer.stop_token_ids,
+            seed=chat.seed,
+        )
+        try:
+            check_sampling(sampling, self._vocab_size)
+        except RequestRefused as error:
+            raise InvalidRequest(str(error), param=error.param) from None
+        if not 0 <= (wanted.logprobs or 0) <= MOST_LOGPROBS:
+            raise InvalidRequest(f"logprobs is {wanted.logprobs}: give 0..{MOST_LOGPROBS}", param="logprobs")
+        return sampling
 
     def _selector(self, chat: ChatRequest) -> BudgetedSelector | None:
         """The rule of a screened chat. Raises InvalidRequest for one that does not exist, whatever the mode."""
@@ -218,10 +248,6 @@ class Service:
             raise InvalidRequest(
                 f"max_tokens is {chat.max_tokens}, and this server gives at most {most}", param="max_tokens"
             )
-        if not -(1 << 63) <= (chat.seed or 0) < 1 << 63:
-            raise InvalidRequest(f"seed is {chat.seed}: give one of 64 bits, or none", param="seed")
-        if not 0 <= chat.temperature < float("inf"):
-            raise InvalidRequest(f"temperature is {chat.temperature}: give 0 or more", param="temperature")
 
     def _admit(self, chat: RunningChat) -> None:
         """Recognise and plan, and ask the engine; or wait for a chat that is computing the same new words."""

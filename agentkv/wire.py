@@ -11,6 +11,7 @@ import httpx
 
 from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
 from agentkv.errors import AgentKVError, ContextTooLong, InvalidRequest, RemoteError, ServiceClosed, TemplateRefused
+from agentkv.sampling import TokenLogprob
 
 
 class EventReader:
@@ -48,8 +49,10 @@ class EventReader:
             return None
         choice = chunk["choices"][0]
         self._finish_reason = choice["finish_reason"] or self._finish_reason
-        text = choice["delta"].get("content")
-        return ChatDelta(text=text) if text else None
+        text = choice["delta"].get("content") or ""
+        told = (choice.get("logprobs") or {}).get("content") or ()
+        logprobs = tuple(TokenLogprob.from_object(token) for token in told)
+        return ChatDelta(text=text, logprobs=logprobs) if text or logprobs else None
 
 
 def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
@@ -67,6 +70,7 @@ def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
         "max_tokens": request.max_tokens,
         "stop": list(request.stop) or None,
         "seed": request.seed,
+        **request.sampling.body(),
         "agent_hint": request.agent,
         "cache_salt": request.cache_salt or None,
         "agentkv": {name: value for name, value in vendor.items() if value is not None} or None,

@@ -122,6 +122,10 @@ class Detokenizer:
         """The rest: a replacement character where the stream ended inside a character, else empty."""
         return self._decode(b"", final=True)
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """Bytes of one token, which may be a part of a character; those of a special token are its text."""
+        return self._token_bytes[token_id]
+
     def _decode(self, data: bytes, *, final: bool) -> str:
         text = self._decoder.decode(data, final)
         if self._strip and text:

@@ -180,6 +180,7 @@ class Engine:
                 token_ids=list(request.token_ids),
                 spans=request.spans if reads else (),
                 reuse_given_up=request.prompt_logprobs is not None,
+                prompt_key=_prompt_key(request),
             )
         )
         self._arrivals += 1
@@ -323,6 +324,13 @@ def _traced_shape(config: EngineConfig, shape: ModelConfig) -> TracedShape | Non
     if not layers:
         return None
     return TracedShape(layers=layers, num_heads=shape.num_heads, head_dim=shape.head_dim, hidden_size=shape.hidden_size)
+
+
+def _prompt_key(request: Request) -> int | None:
+    """Only exact requests read the whole of what another has just computed, and nothing else."""
+    if request.mode is not ReuseMode.EXACT or request.prompt_logprobs is not None:
+        return None
+    return hash((request.tenant, request.token_ids))
 
 
 def _check_device(name: str) -> None:

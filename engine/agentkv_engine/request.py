@@ -8,10 +8,11 @@ import torch
 from agentkv_engine.errors import EngineError
 from agentkv_engine.reuse import PlacedSpan, Selector
 from agentkv_engine.sampling.constraint import TokenConstraint
-from agentkv_engine.sampling.params import SamplingParams
+from agentkv_engine.sampling.params import MOST_LOGPROBS, SamplingParams, check_sampling
 from agentkv_engine.sampling.result import TokenLogprobs
 
 __all__ = [
+    "MOST_LOGPROBS",
     "FinishReason",
     "Request",
     "ReuseMode",
@@ -20,6 +21,7 @@ __all__ = [
     "TokenConstraint",
     "TokenLogprobs",
     "TokenSources",
+    "check_sampling",
 ]
 
 

@@ -89,7 +89,7 @@ def test_models(client: openai.OpenAI) -> None:
     [
         ({"model": "gpt-4o"}, openai.NotFoundError, "model_not_found"),
         ({"temperature": 9}, openai.BadRequestError, "invalid_value"),
-        ({"n": 2}, openai.BadRequestError, "unsupported_parameter"),
+        ({"functions": [{"name": "f"}]}, openai.BadRequestError, "unsupported_parameter"),
         ({"messages": []}, openai.BadRequestError, "invalid_value"),
     ],
 )

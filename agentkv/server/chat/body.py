@@ -1,5 +1,6 @@
 """The body of `/v1/chat/completions`: its shape, and the `ChatRequest` it stands for."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -8,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from agentkv.api import ChatMessage, ChatRequest, Reuse
 from agentkv.server.errors import ApiError
 from agentkv.server.fields import CHAT_FIELDS, MESSAGE_FIELDS, STREAM_OPTIONS
+from agentkv.server.sampling_body import SamplingBody
 
 Label = Annotated[str, Field(max_length=256)]
 
@@ -63,7 +65,7 @@ class VendorBody(BaseModel):
     selector: Annotated[str, Field(max_length=256)] | None = None
 
 
-class ChatBody(BaseModel):
+class ChatBody(SamplingBody):
     """A chat completion request. Fields beyond these are passed or refused by `CHAT_FIELDS`."""
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -72,11 +74,11 @@ class ChatBody(BaseModel):
     messages: Annotated[list[MessageBody], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     stop: Annotated[
         list[Annotated[str, Field(min_length=1)]], BeforeValidator(stop_strings), Field(max_length=16, default=[])
     ]
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     cache_salt: Label | None = None
@@ -86,7 +88,7 @@ class ChatBody(BaseModel):
     @property
     def num_choices(self) -> int:
         """How many replies are asked for."""
-        return 1
+        return self.n or 1
 
     def to_requests(self, default_temperature: float) -> list[ChatRequest]:
         """A chat for each choice.
@@ -94,7 +96,8 @@ class ChatBody(BaseModel):
         Raises:
             ApiError: 400, a field that this version can't honour.
         """
-        return [self._to_request(default_temperature)]
+        chat = self._to_request(default_temperature)
+        return [replace(chat, seed=self.seed_of(choice)) for choice in range(self.num_choices)]
 
     def _to_request(self, default_temperature: float) -> ChatRequest:
         """The chat that is asked for.
@@ -112,12 +115,18 @@ class ChatBody(BaseModel):
             max_tokens=self._max_tokens(),
             temperature=default_temperature if self.temperature is None else self.temperature,
             stop=tuple(self.stop),
-            seed=self.seed,
+            sampling=self.sampling(self._num_logprobs()),
             reuse=vendor.reuse,
             selector=vendor.selector,
             agent=self.agent_hint or None,
             cache_salt=self.cache_salt or "",
         )
+
+    def _num_logprobs(self) -> int | None:
+        if self.top_logprobs and not self.logprobs:
+            message = f"top_logprobs is {self.top_logprobs}, but logprobs is not true: set it, or leave both out"
+            raise ApiError(400, message, param="top_logprobs", code="invalid_value")
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     def _max_tokens(self) -> int | None:
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:

@@ -2,11 +2,12 @@
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agentkv.api import ChatDelta, ToolCallDelta, Usage
 from agentkv.collected import CollectedReply
+from agentkv.sampling import TokenLogprob
 from agentkv.wire import usage_object
 
 
@@ -49,8 +50,8 @@ class Reply:
             new["content"] = delta.text
         if delta.tool_calls:
             new["tool_calls"] = [_call_chunk(call) for call in delta.tool_calls]
-        if new:
-            yield self._chunk(index, new, None)
+        if new or delta.logprobs:
+            yield self._chunk(index, new or {"content": ""}, None, delta.logprobs)
         if delta.finish_reason is not None:
             yield self._chunk(index, {}, delta.finish_reason)
 
@@ -72,11 +73,19 @@ class Reply:
             message["reasoning_content"] = reply.reasoning
         if calls:
             message["tool_calls"] = calls
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": reply.finish_reason}
+        told = _logprobs_object(reply.logprobs)
+        return {"index": index, "message": message, "logprobs": told, "finish_reason": reply.finish_reason}
 
-    def _chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(
+        self, index: int, delta: dict[str, Any], finish_reason: str | None, logprobs: Sequence[TokenLogprob] = ()
+    ) -> dict[str, Any]:
+        told = _logprobs_object(logprobs)
+        choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": finish_reason}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice], "usage": None}
+
+
+def _logprobs_object(logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    return {"content": [told.to_object() for told in logprobs], "refusal": None} if logprobs else None
 
 
 def _call_chunk(call: ToolCallDelta) -> dict[str, Any]:

@@ -104,8 +104,8 @@ class Scheduler:
                 left -= self._schedule_rows(seq, left, chosen)
                 stalled |= seq not in chosen
         while left > 0 and not stalled and self._waiting and len(self._running) < self._max_sequences:
-            seq = self._waiting[0]
-            if not self._admit(seq):
+            seq = self._next_waiting()
+            if seq is None or not self._admit(seq):
                 break
             left -= self._schedule_rows(seq, left, chosen)
             stalled = seq not in chosen
@@ -127,6 +127,12 @@ class Scheduler:
             free_share=self._pool.num_unpinned / self._pool.num_blocks,
         )
 
+    def _next_waiting(self) -> Sequence | None:
+        """The oldest one whose prompt nobody is computing: of requests with the same prompt that come at once (as `n`
+        choices do), one computes it, and the others then read it."""
+        under_way = {seq.prompt_key for seq in self._running if seq.num_emitted == 0 and seq.prompt_key is not None}
+        return next((seq for seq in self._waiting if seq.prompt_key not in under_way or seq.num_emitted), None)
+
     def _admit(self, seq: Sequence) -> bool:
         try:
             admitted = self._admission.admit(seq)
@@ -138,7 +144,7 @@ class Scheduler:
             if self._running or not self._retry_alone(seq):
                 return False
             return self._admit(seq)
-        self._waiting.pop(0)
+        self._waiting.remove(seq)
         self._running.append(seq)
         return True
 

@@ -172,6 +172,7 @@ class Sequence:
 
     Attributes:
         sampling: what sampling remembers of it.
+        prompt_key: equal for requests that may share the KV of their whole prompt; None shares with nobody.
         token_ids: prompt and everything emitted since (all forced tokens, once the prompt is done).
         queue: rows still to compute, in order.
         plan: frozen once made, for the rows of `planned_spans`; survives preemption while no others are read.
@@ -198,6 +199,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     sources: TokenSources | None = None
     fallbacks: Counter[str] = field(default_factory=Counter)
+    prompt_key: int | None = None
     row_layers: Counter[str] = field(default_factory=Counter)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 

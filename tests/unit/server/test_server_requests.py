@@ -8,7 +8,9 @@ import httpx
 import pytest
 
 from agentkv.api import ChatMessage, ChatRequest, Reuse
+from agentkv.sampling import Sampling
 from agentkv.server.settings import ServerSettings
+from agentkv.wire import chat_body
 from fakes import FakeService, running_server
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -71,6 +73,56 @@ def test_all_honoured_fields_reach_the_service(http: httpx.Client, service: Fake
     assert service.tenants == [""]
 
 
+def test_sampling_fields_reach_the_service(http: httpx.Client, service: FakeService) -> None:
+    given = {
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.5,
+        "min_tokens": 3,
+        "ignore_eos": True,
+    }
+    told = {"logit_bias": {"5": -100}, "logprobs": True, "top_logprobs": 2}
+    body = chat(**given, **told, n=2, seed=2**63 - 1, temperature=0.5)
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    sampling = Sampling(**given, logit_bias={5: -100.0}, logprobs=2)
+    assert [request.sampling for request in service.requests] == [sampling] * 2
+    assert [request.seed for request in service.requests] == [2**63 - 1, -(2**63)]
+    as_client = {**given, "logit_bias": {"5": -100.0}, "logprobs": True, "top_logprobs": 2}
+    assert chat_body(service.requests[0], "m") == chat_body(ChatRequest(), "m") | as_client | {
+        "messages": HELLO,
+        "seed": 2**63 - 1,
+        "temperature": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 0),
+        ("n", 129),
+        ("top_p", 0),
+        ("top_k", -2),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0),
+        ("presence_penalty", 3),
+        ("frequency_penalty", "much"),
+        ("logit_bias", {"the": 1}),
+        ("logit_bias", {"5": 101}),
+        ("min_tokens", -1),
+        ("top_logprobs", 21),
+        ("top_logprobs", 5),  # without logprobs
+    ],
+)
+def test_sampling_fields_that_can_not_be_used(http: httpx.Client, service: FakeService, field: str, value: Any) -> None:
+    response = http.post("/v1/chat/completions", json=chat(**{field: value}))
+    assert response.status_code == 400
+    assert envelope(response)["param"].startswith(field)
+    assert service.requests == []
+
+
 def test_nothing_given_means_the_defaults(http: httpx.Client, service: FakeService) -> None:
     nulls = dict.fromkeys(
         ["max_tokens", "temperature", "stop", "seed", "stream", "stream_options", "user", "agentkv", "tools", "top_p"]
@@ -98,18 +150,7 @@ def test_fields_that_change_nothing_pass(http: httpx.Client, service: FakeServic
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("top_p", 0.9),
-        ("top_k", 40),
-        ("min_p", 0.1),
-        ("min_tokens", 3),
-        ("ignore_eos", True),
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", -0.5),
-        ("repetition_penalty", 1.1),
-        ("logit_bias", {"50256": -100}),
-        ("logprobs", True),
-        ("top_logprobs", 5),
+        ("best_of", 2),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),

@@ -1,0 +1,65 @@
+"""The fields of a request body that say how tokens are chosen: the same in every family of endpoints."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentkv.sampling import Sampling
+from agentkv.server.errors import ApiError
+
+MOST_CHOICES = 128
+"""OpenAI's limit of `n`."""
+
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class SamplingBody(BaseModel):
+    """Null means the default, everywhere."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Share | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool | None = None
+
+    def sampling(self, logprobs: int | None) -> Sampling:
+        """The parameters that were given.
+
+        Raises:
+            ApiError: 400, a token of `logit_bias` that is no number.
+        """
+        given = {
+            "top_p": self.top_p,
+            "top_k": max(self.top_k or 0, 0),  # -1, too, is all
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "logit_bias": self._bias(),
+            "min_tokens": self.min_tokens,
+            "ignore_eos": self.ignore_eos,
+            "logprobs": logprobs,
+        }
+        return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+    def seed_of(self, choice: int) -> int | None:
+        """Each choice has a seed of its own; the first has the one that was given."""
+        return None if self.seed is None else (self.seed + choice + 2**63) % 2**64 - 2**63
+
+    def _bias(self) -> dict[int, float]:
+        bias = self.logit_bias or {}
+        for token in bias:
+            if not (token.isascii() and token.isdecimal()):
+                message = f"logit_bias names the token {token!r}: give the number of a token, as a string"
+                raise ApiError(400, message, param="logit_bias", code="invalid_value")
+        return {int(token): value for token, value in bias.items()}
