@@ -7,7 +7,11 @@ the same thing behind a URL.
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 from agentkv.sampling import DEFAULT_SAMPLING, Sampling, TokenLogprob
 
@@ -126,6 +130,7 @@ class ChatRequest:
         reuse: None takes the service's default.
         selector: rule that chooses the repaired rows, e.g. `query_attention(0.2)`; None takes the service's default.
         agent: label of the agent that answers, for statistics only; else the hash of the system prompt.
+        thread: the conversation this belongs to; what is kept of it can be deleted by it.
         cache_salt: narrows the tenant: only requests of the same salt share KV.
         forced_reply: emit this text instead of sampling (replay and evaluation; in process only).
         return_logits: put each token's logits into the deltas (evaluation; in process only).
@@ -144,6 +149,7 @@ class ChatRequest:
     reuse: Reuse | None = None
     selector: str | None = None
     agent: str | None = None
+    thread: str | None = None
     cache_salt: str = ""
     forced_reply: str | None = None
     return_logits: bool = False
@@ -166,6 +172,8 @@ class ReuseUsage:
         full_row_layers: prompt_tokens * num_layers.
         selector: the rule that chose the repaired rows, empty when none was asked.
         agent: label used in statistics.
+        authors: tokens read from segments (repaired ones included), by the label of the agent that wrote or first read
+            them.
         misses: reasons why reuse did not happen where it might have, with counts.
         estimated_kl: estimate of the divergence of the next token from that of full prefill; None where no rule gave
             one.
@@ -180,13 +188,14 @@ class ReuseUsage:
     full_row_layers: int = 0
     selector: str = ""
     agent: str = ""
+    authors: dict[str, int] = field(default_factory=dict)
     misses: dict[str, int] = field(default_factory=dict)
     estimated_kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts and times of one chat. Times are seconds from `submit`.
+    """Token counts and times of one chat. Times are seconds from `submit`; `queue` until the engine took it up.
 
     `reasoning_tokens` are those of `completion_tokens` that the model thought with.
     """
@@ -195,6 +204,7 @@ class Usage:
     completion_tokens: int
     reuse: ReuseUsage
     reasoning_tokens: int = 0
+    queue: float | None = None
     ttft: float | None = None
     duration: float | None = None
 
@@ -277,4 +287,72 @@ class ChatService(Protocol):
 
     def close(self) -> None:
         """Stop; running chats end with `ServiceClosed`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embedding:
+    """A text as a vector of length 1, float32 [hidden size], and the tokens that it took."""
+
+    vector: "NDArray[np.float32]"
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentInfo:
+    """A kept segment, as its owner sees it.
+
+    Attributes:
+        segment_id: names it among its tenant's.
+        text: the beginning of the text whose KV it is.
+        tokens, num_bytes: how much it is; bytes that it shares with others are counted in each.
+        pinned: it is never dropped for want of room.
+        exact: its KV is that of full prefill in its author's context.
+        author: label of the agent that wrote it or first read it.
+        threads: conversations in which it was written or read, as far as clients named them.
+        created, last_read: Unix times.
+        reads: how often it was read.
+    """
+
+    segment_id: str
+    text: str
+    tokens: int
+    num_bytes: int
+    pinned: bool
+    exact: bool
+    author: str
+    threads: tuple[str, ...]
+    created: float
+    last_read: float
+    reads: int
+
+
+class SegmentManager(Protocol):
+    """What a tenant may do with its own kept segments."""
+
+    def list(self, *, tenant: str = "") -> tuple[SegmentInfo, ...]:
+        """All of them, the one read longest ago first."""
+        ...
+
+    def pin(self, segment_id: str, *, tenant: str = "") -> None:
+        """Keep a segment whatever else is wanted. Raises InvalidRequest: no such segment, or no budget for pins."""
+        ...
+
+    def unpin(self, segment_id: str, *, tenant: str = "") -> bool:
+        """End a pin; whether there was one. Raises InvalidRequest: no such segment."""
+        ...
+
+    def delete(
+        self,
+        *,
+        segment_id: str | None = None,
+        thread: str | None = None,
+        older_than: float | None = None,
+        tenant: str = "",
+    ) -> int:
+        """Delete segments, pinned or not; returns how many.
+
+        Those named, or all without arguments: one by id, those of a thread that no other thread has met, those last
+        read more than so many seconds ago. Several arguments must all hold.
+        """
         ...

@@ -40,8 +40,8 @@ class InvalidRequest(AgentKVError):
 class ContextTooLong(InvalidRequest):
     """The prompt has more tokens than can be served."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, param="messages", code="context_length_exceeded")
+    def __init__(self, message: str, *, param: str = "messages") -> None:
+        super().__init__(message, param=param, code="context_length_exceeded")
 
 
 class TemplateRefused(InvalidRequest):

@@ -1,7 +1,9 @@
 """What is kept of a chat: the messages its prompt computed, and its reply."""
 
 from agentkv.coverage import Coverage
+from agentkv.owner import tenant_of
 from agentkv.segment import Kept, Recognizer, Segment
+from agentkv.segment_records import Origin, SegmentRecords
 from agentkv.store.eviction import SparePinned
 from agentkv.store.pool import PoolStore
 from agentkv.store.store import SegmentKey
@@ -18,11 +20,14 @@ class Keeper:
     Args:
         recognizer: finds the kept texts in later prompts.
         policy: the engine's eviction policy.
+        max_tenant_bytes: most bytes of one tenant's segments, pinned ones included; None sets no limit.
     """
 
-    def __init__(self, recognizer: Recognizer, policy: SparePinned) -> None:
+    def __init__(self, recognizer: Recognizer, policy: SparePinned, max_tenant_bytes: int | None = None) -> None:
         self._recognizer = recognizer
         self._policy = policy
+        self._max_tenant_bytes = max_tenant_bytes
+        self.records = SegmentRecords()
 
     @classmethod
     def eviction_policy(cls) -> SparePinned:
@@ -38,12 +43,18 @@ class Keeper:
         """The engine's `on_evict`."""
         self._store.evicted(handle)
 
-    def mark_read(self, segments: tuple[Segment, ...]) -> None:
-        """These segments are about to be read."""
+    def mark_read(self, segments: tuple[Segment, ...], reader: Origin) -> dict[int, str]:
+        """These segments are about to be read; returns their authors by handle."""
+        authors = {}
         for segment in segments:
-            self._store.get(_key(segment.tenant, segment.resident))
+            key = _key(segment.tenant, segment.resident)
+            self._store.get(key)
+            record = self.records.read(key, reader)
+            if record is not None:
+                authors[segment.resident.handle] = record.author
+        return authors
 
-    def keep_prompt(self, request: Request, prompt: Prompt, sources: TokenSources) -> None:
+    def keep_prompt(self, request: Request, prompt: Prompt, sources: TokenSources, origin: Origin) -> None:
         """Keep the messages that this prompt computed: not those of which a part was read, from a segment or from a
         prefix that is not exact, since rows that were only read still are those of their author's context."""
         read = Coverage(sources.spans)
@@ -55,9 +66,13 @@ class Keeper:
                 if message.start < sources.prefix and not resident.exact:
                     self._engine.release(resident.handle)
                     continue
-                self._settle(request.tenant, self._recognizer.remember(request.tenant, prompt, message, resident))
+                self._settle(
+                    request.tenant, self._recognizer.remember(request.tenant, prompt, message, resident), origin
+                )
 
-    def keep_reply(self, request: Request, prompt: Prompt, generated: GeneratedText, num_emitted: int) -> None:
+    def keep_reply(
+        self, request: Request, prompt: Prompt, generated: GeneratedText, num_emitted: int, origin: Origin
+    ) -> None:
         """Keep the reply's KV as decode computed it. The last emitted token was never forwarded: it has none."""
         first, last = generated.first, min(generated.last, num_emitted - 1)
         if last <= first:
@@ -67,24 +82,63 @@ class Keeper:
             resident = self._engine.keep(request.request_id, start + first, start + last)
         except UnknownHandle:  # it had to give way to others and ended with what it had: its KV is gone
             return
-        self._settle(request.tenant, self._recognizer.remember_output(request.tenant, prompt, generated, resident))
+        kept = self._recognizer.remember_output(request.tenant, prompt, generated, resident)
+        self._settle(request.tenant, kept, origin)
+
+    def pin(self, key: SegmentKey) -> None:
+        """Never drop a segment. Raises InvalidRequest: it is not held, or no bytes are left for pins."""
+        self._store.pin(key)
+
+    def unpin(self, key: SegmentKey) -> bool:
+        """End a pin; whether there was one."""
+        return self._store.unpin(key)
+
+    def is_pinned(self, key: SegmentKey) -> bool:
+        """Whether it is held and pinned."""
+        held = self._store.held(key)
+        return held is not None and held.pinned
+
+    def delete(self, key: SegmentKey) -> None:
+        """Give a segment up, pinned or not; chats that read it go on."""
+        if self._store.release(key):
+            self._gone(key)
 
     def check(self) -> None:
         """Integrity of the books; raises AssertionError."""
         self._store.check()
         self._recognizer.check()
+        self.records.check(self._store.keys())
 
-    def _settle(self, tenant: str, kept: Kept) -> None:
+    def _settle(self, tenant: str, kept: Kept, origin: Origin) -> None:
         """Hold what was registered; give back what it replaced."""
         for resident in kept.release:
-            if not self._store.release(_key(tenant, resident)):
+            if self._store.release(_key(tenant, resident)):
+                self.records.drop(_key(tenant, resident))
+            else:
                 self._engine.release(resident.handle)
-        if kept.segment is not None:
-            resident = kept.segment.resident
-            if not self._store.put(_key(tenant, resident), resident):
-                self._recognizer.forget(resident.handle)
+        if kept.segment is None:
+            return
+        key = _key(tenant, kept.segment.resident)
+        if self._store.put(key, kept.segment.resident):
+            held = self._store.held(key)
+            assert held is not None, f"{key} was put a moment ago"
+            self.records.add(key, kept.segment, held.num_bytes, origin)
+            self._shrink(tenant_of(tenant))
+        else:
+            self._recognizer.forget(kept.segment.resident.handle)
+
+    def _shrink(self, tenant: str) -> None:
+        """A tenant that is over its limit loses what it has not read for longest."""
+        if self._max_tenant_bytes is None or self.records.bytes_of(tenant) <= self._max_tenant_bytes:
+            return
+        for record in self.records.of_tenant(tenant):
+            if self.records.bytes_of(tenant) <= self._max_tenant_bytes:
+                return
+            if not self.is_pinned(record.key):
+                self.delete(record.key)
 
     def _gone(self, key: SegmentKey) -> None:
+        self.records.drop(key)
         self._recognizer.forget(int(key.segment_id))
 
 

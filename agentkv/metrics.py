@@ -56,6 +56,11 @@ class Metrics:
         self._row_layers = self._counter("row_layers", "Layers run for prompts, summed over rows.")
         self._full_row_layers = self._counter("full_row_layers", "Layers that full prefill of the same prompts runs.")
         self._lookups = self._counter("segment_lookups", "Segments found, or why not.", "result", "reason")
+        self._edges = self._counter(
+            "segment_edges_tokens", "Tokens read from segments, by who wrote and who reads.", "from_agent", "to_agent"
+        )
+        self._fallbacks = self._counter("fallbacks", "Chats with reuse that did not happen, by reason.", "reason")
+        self._queue = self._histogram("queue_seconds", "Seconds until the engine takes a chat up.", _SECONDS)
         self._ttft = self._histogram("time_to_first_token_seconds", "Seconds to the first token.", _SECONDS)
         self._tpot = self._histogram("time_per_output_token_seconds", "Seconds a token after it.", _SECONDS_PER_TOKEN)
         self._e2e = self._histogram("request_duration_seconds", "Seconds from submission to the end.", _SECONDS)
@@ -82,6 +87,9 @@ class Metrics:
         self._lookups.labels("hit", "").inc(reuse.segments)
         for reason, count in reuse.misses.items():
             self._lookups.labels("miss", self._reason(reason)).inc(count)
+            self._fallbacks.labels(self._reason(reason)).inc()
+        for author, count in reuse.authors.items():
+            self._edges.labels(self._agent(author), agent).inc(count)
         self._observe_times(usage)
 
     def render(self) -> bytes:
@@ -89,6 +97,8 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _observe_times(self, usage: Usage) -> None:
+        if usage.queue is not None:
+            self._queue.observe(usage.queue)
         if usage.ttft is not None:
             self._ttft.observe(usage.ttft)
         if usage.duration is not None:

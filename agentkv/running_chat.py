@@ -5,8 +5,10 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
+from agentkv.coverage import Coverage
 from agentkv.sampling import TokenLogprob
 from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv.segment_records import Origin
 from agentkv.stream import DeltaStream
 from agentkv.tokenization import Detokenizer, Prompt, PromptMessage
 from agentkv_engine.request import FinishReason, Request, StepOutput, TokenLogprobs, TokenSources
@@ -57,7 +59,8 @@ class RunningChat:
         prompt: the tokenised messages.
         request: what the engine is given.
         selector: the rule of a screened chat, for the worth check.
-        label: agent label for statistics.
+        origin: label of the agent that answers, and its thread.
+        authors: who wrote the segments that it reads, by handle.
         misses: reasons why reuse did not happen.
         new_messages: messages worth keeping that are not known yet.
         awaited: words (tenant, digest) for which it has waited already.
@@ -73,14 +76,16 @@ class RunningChat:
     detokenizer: Detokenizer
     stops: StopStrings
     num_layers: int
-    label: str
+    origin: Origin
     submitted: float
+    authors: dict[int, str] = field(default_factory=dict)
     misses: Counter[str] = field(default_factory=Counter)
     new_messages: tuple[PromptMessage, ...] = ()
     awaited: set[tuple[str, int]] = field(default_factory=set)
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     sources: TokenSources | None = None
+    queue: float | None = None
     ttft: float | None = None
 
     def place(self, spans: tuple[PlacedSpan, ...]) -> None:
@@ -92,6 +97,7 @@ class RunningChat:
         if output.sources is not None:
             self.sources = output.sources
             self.ttft = time.perf_counter() - self.submitted
+            self.queue = None if output.admitted_at is None else output.admitted_at - self.submitted
         self.token_ids += output.token_ids
         piece = self.detokenizer.feed(output.token_ids)
         ended = output.finish_reason
@@ -122,12 +128,23 @@ class RunningChat:
                 row_layers=sources.row_layers,
                 full_row_layers=sources.prompt * self.num_layers,
                 selector=self.selector.name if self.selector is not None and sources.spans else "",
-                agent=self.label,
+                agent=self.origin.agent,
+                authors=self._tokens_by_author(sources),
                 misses=dict(sorted(misses.items())),
             ),
+            queue=self.queue,
             ttft=self.ttft,
             duration=time.perf_counter() - self.submitted,
         )
+
+    def _tokens_by_author(self, sources: TokenSources) -> dict[str, int]:
+        """Tokens in the spans that were read, by the author of the segment behind each."""
+        tokens: Counter[str] = Counter()
+        read = Coverage(sources.spans)
+        for span in self.request.spans if sources.spans else ():
+            if span.handle in self.authors:
+                tokens[self.authors[span.handle]] += read.count(span.start, span.end)
+        return dict(sorted((+tokens).items()))
 
     def delta(self, piece: str, output: StepOutput, ended: FinishReason | None) -> ChatDelta:
         """What the reader gets of an output."""

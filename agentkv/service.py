@@ -11,15 +11,20 @@ from agentkv.api import ChatDelta, ChatRequest, Reuse
 from agentkv.config import ServiceConfig
 from agentkv.coverage import Coverage
 from agentkv.embedded import model_name
+from agentkv.embedder import Embedder
 from agentkv.engine_thread import EngineThread
 from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest, ModelError, ServiceClosed
 from agentkv.keeper import Keeper
+from agentkv.kept_segments import KeptSegments
+from agentkv.owner import owner_of
 from agentkv.running_chat import RunningChat, StopStrings
 from agentkv.screening.selectors.budget import BudgetedSelector
 from agentkv.screening.selectors.registry import parse_selector
 from agentkv.screening.worth import WorthCheck
 from agentkv.segment import GeneratedMemory, Recognizer
+from agentkv.segment_records import Origin
 from agentkv.stream import DeltaStream
+from agentkv.texts import Texts
 from agentkv.tokenization import ChatTokenizer, Prompt
 from agentkv.writers import Writers
 from agentkv_engine.config import TRACE_LAYERS, EngineConfig
@@ -36,7 +41,6 @@ from agentkv_engine.request import (
 )
 from agentkv_engine.reuse import ReuseView
 
-_TENANT_AND_SALT = "\x1f"
 _logger = logging.getLogger(__name__)
 
 
@@ -50,6 +54,11 @@ class Service:
         model_id: name of the model.
         keeper: holds kept KV; attached to `engine`, whose `on_evict` is `keeper.evicted`.
         recognizer: the one that `keeper` registers with.
+
+    Attributes:
+        segments: what is kept, for its owners to see and manage.
+        embedder: texts to vectors.
+        texts: texts to tokens and back.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class Service:
         self.model_id = model_id
         self.context_length = engine.max_tokens
         self._vocab_size = engine.model_config.vocab_size
+        self._max_prompt = min(engine.max_tokens - 1, config.max_prompt_tokens or engine.max_tokens)
         self._num_layers = engine.model_config.num_layers
         self._config = config
         self._tokenizer = tokenizer
@@ -78,6 +88,9 @@ class Service:
         self._writers = Writers()
         self._engine = engine
         self._thread = EngineThread(engine, self._on_output, self._on_failure)
+        self.texts = Texts(tokenizer, self._memory)
+        self.embedder = Embedder(engine, self._thread, tokenizer, self._max_prompt)
+        self.segments = KeptSegments(keeper, self._thread)
 
     @classmethod
     def open(cls, model: Path, config: ServiceConfig | None = None) -> "Service":
@@ -92,7 +105,7 @@ class Service:
         tokenizer = ChatTokenizer.from_directory(model)
         recognizer = Recognizer(min_tokens=config.min_segment_tokens)
         policy = Keeper.eviction_policy()
-        keeper = Keeper(recognizer, policy)
+        keeper = Keeper(recognizer, policy, config.max_kept_per_tenant)
         engine_config = EngineConfig(
             kv_memory=config.kv_memory,
             max_rows_per_step=config.max_rows_per_step,
@@ -121,7 +134,7 @@ class Service:
     def submit(self, request: ChatRequest, *, tenant: str = "") -> DeltaStream:
         """See `ChatService.submit`; tokenises in the caller's thread."""
         submitted = time.perf_counter()
-        owner = f"{len(tenant)}{_TENANT_AND_SALT}{tenant}{_TENANT_AND_SALT}{request.cache_salt}"
+        owner = owner_of(tenant, request.cache_salt)
         prompt = self._tokenizer.prompt(request.messages, tenant=owner, splicer=self._memory.splicer(owner))
         selector = self._selector(request)
         engine_request = self._engine_request(request, prompt, owner, selector)
@@ -136,7 +149,7 @@ class Service:
             detokenizer=self._tokenizer.detokenizer(),
             stops=StopStrings(request.stop),
             num_layers=self._num_layers,
-            label=request.agent or _label(request),
+            origin=Origin(agent=request.agent or _label(request), thread=request.thread),
             submitted=submitted,
         )
         self._thread.post(lambda: self._admit(chat))
@@ -282,10 +295,12 @@ class Service:
                 chat.misses[reason] += len(spans)
                 spans = ()
         if spans:
-            self._keeper.mark_read(recognition.segments)
+            chat.authors = self._keeper.mark_read(recognition.segments, chat.origin)
         chat.place(spans)
 
     def _on_output(self, output: StepOutput) -> None:
+        if self.embedder.take(output):
+            return
         chat = self._running.get(output.request_id)
         if chat is None:  # it was cancelled during the step
             return
@@ -318,7 +333,7 @@ class Service:
     def _prompt_is_done(self, chat: RunningChat) -> None:
         if chat.request.mode is ReuseMode.SCREENED:
             assert chat.sources is not None
-            self._keeper.keep_prompt(chat.request, chat.prompt, chat.sources)
+            self._keeper.keep_prompt(chat.request, chat.prompt, chat.sources, chat.origin)
         self._release_waiting(chat)
 
     def _reply_is_done(self, chat: RunningChat, *, stopped_early: bool) -> None:
@@ -327,7 +342,7 @@ class Service:
             self._engine.finish(chat.request.request_id)
         generated = self._memory.remember(chat.tenant, chat.text, chat.token_ids)
         if generated is not None and chat.request.mode is ReuseMode.SCREENED:
-            self._keeper.keep_reply(chat.request, chat.prompt, generated, len(chat.token_ids))
+            self._keeper.keep_reply(chat.request, chat.prompt, generated, len(chat.token_ids), chat.origin)
         del self._running[chat.request.request_id]
 
     def _cancel(self, request_id: str) -> None:
@@ -366,6 +381,7 @@ class Service:
         for chat in list(self._running.values()):
             chat.stream.fail(error)
         self._running.clear()
+        self.embedder.fail_all(error)
 
 
 def _label(request: ChatRequest) -> str:

@@ -72,6 +72,7 @@ def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
         "seed": request.seed,
         **request.sampling.body(),
         "agent_hint": request.agent,
+        "session_id": request.thread,
         "cache_salt": request.cache_salt or None,
         "agentkv": {name: value for name, value in vendor.items() if value is not None} or None,
     }
@@ -85,7 +86,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "agentkv": {**asdict(usage.reuse), "ttft": usage.ttft, "duration": usage.duration},
+        "agentkv": {**asdict(usage.reuse), "queue": usage.queue, "ttft": usage.ttft, "duration": usage.duration},
     }
 
 
@@ -97,6 +98,7 @@ def read_usage(usage: dict[str, Any]) -> Usage:
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
         reuse=ReuseUsage(**{name: value for name, value in vendor.items() if name in known}),
+        queue=vendor.get("queue"),
         ttft=vendor.get("ttft"),
         duration=vendor.get("duration"),
     )

@@ -5,14 +5,16 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import uvicorn
 from starlette.types import ASGIApp
 
-from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
-from agentkv.errors import ServiceClosed
+from agentkv.api import ChatDelta, ChatMessage, ChatRequest, Embedding, ReuseUsage, SegmentInfo, Usage
+from agentkv.errors import InvalidRequest, ServiceClosed
 from agentkv.server.app import create_app
 from agentkv.server.connection import connection_class
 from agentkv.server.settings import ServerSettings
@@ -31,6 +33,57 @@ class FakeMemory:
     """The KV that a fake holds."""
 
     kept_bytes: int = 1024
+
+
+class FakeEmbedder:
+    """Vectors that point along the text's length, in 4 dimensions; `hold` leaves them unfinished."""
+
+    def __init__(self) -> None:
+        self.hold = False
+        self.futures: list[Future[Embedding]] = []
+
+    def submit(self, inputs: Sequence[str | Sequence[int]], *, tenant: str = "") -> list["Future[Embedding]"]:
+        futures = []
+        for text in inputs:
+            future: Future[Embedding] = Future()
+            vector = np.asarray([len(text), 1, 2, 2], dtype=np.float32)
+            if not self.hold:
+                future.set_result(Embedding(vector=vector / np.linalg.norm(vector), num_tokens=len(text)))
+            futures.append(future)
+        self.futures += futures
+        return futures
+
+
+class FakeTexts:
+    """A token a character."""
+
+    def tokenize(self, text: str | Sequence[ChatMessage], *, tenant: str = "") -> tuple[int, ...]:
+        whole = text if isinstance(text, str) else "".join(message.content for message in text)
+        return tuple(map(ord, whole))
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        if max(token_ids, default=0) > 0x10FFFF:
+            raise InvalidRequest(f"{max(token_ids)} is no token id", param="tokens")
+        return "".join(map(chr, token_ids))
+
+    def names(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple(f"<{token_id}>" for token_id in token_ids)
+
+
+class FakeSegments:
+    """Nothing is kept."""
+
+    def list(self, *, tenant: str = "") -> tuple[SegmentInfo, ...]:
+        return ()
+
+    def pin(self, segment_id: str, *, tenant: str = "") -> None:
+        raise InvalidRequest(f"no segment {segment_id!r}", param="segment", code="segment_not_found")
+
+    def unpin(self, segment_id: str, *, tenant: str = "") -> bool:
+        raise InvalidRequest(f"no segment {segment_id!r}", param="segment", code="segment_not_found")
+
+    def delete(self, **which: object) -> int:
+        return 0
 
 
 @dataclass(kw_only=True)
@@ -55,6 +108,9 @@ class FakeService:
     requests: list[ChatRequest] = field(default_factory=list)
     tenants: list[str] = field(default_factory=list)
     streams: list["FakeStream"] = field(default_factory=list)
+    embedder: FakeEmbedder = field(default_factory=FakeEmbedder)
+    texts: FakeTexts = field(default_factory=FakeTexts)
+    segments: FakeSegments = field(default_factory=FakeSegments)
 
     def submit(self, request: ChatRequest, *, tenant: str = "") -> "FakeStream":
         if self.refuse is not None:
@@ -138,9 +194,12 @@ class FakeStream:
             full_row_layers=count * 4,
             selector=self._request.selector or "",
             agent=self._request.agent or "hash-of-system",
+            authors={"researcher": quarter} if quarter else {},
             misses={"too_short": 1},
         )
-        return Usage(prompt_tokens=count, completion_tokens=len(self._pieces), reuse=reuse, ttft=0.25, duration=0.5)
+        return Usage(
+            prompt_tokens=count, completion_tokens=len(self._pieces), reuse=reuse, queue=0.125, ttft=0.25, duration=0.5
+        )
 
 
 @contextlib.contextmanager

@@ -8,18 +8,23 @@ import uvicorn
 from fastapi import FastAPI
 
 import agentkv
+from agentkv.agent_statistics import AgentStatistics
 from agentkv.errors import ServiceClosed
 from agentkv.metrics import Metrics
 from agentkv.server.auth import Authenticator
 from agentkv.server.chat.routes import chat_routes
 from agentkv.server.connection import connection_class
 from agentkv.server.drain import DrainingServer, late_signals_ignored
+from agentkv.server.embeddings.routes import embedding_routes
 from agentkv.server.errors import install_error_handlers
 from agentkv.server.gate import Gate
-from agentkv.server.operations import HostedService, model_routes, operation_routes
+from agentkv.server.hosted import HostedService
+from agentkv.server.operations import model_routes, operation_routes
 from agentkv.server.request_id import RequestIds
+from agentkv.server.segments.routes import segment_routes
 from agentkv.server.serving import Serving
 from agentkv.server.settings import ServerSettings
+from agentkv.server.tokens import token_routes
 
 _logger = logging.getLogger("uvicorn.error")
 
@@ -33,8 +38,12 @@ def create_app(service: HostedService, settings: ServerSettings | None = None, g
     app = FastAPI(title="agentkv", version=agentkv.__version__, openapi_url=None, redirect_slashes=False)
     install_error_handlers(app)
     app.add_middleware(RequestIds)
-    serving = Serving(service=service, settings=settings, metrics=metrics, auth=gate)
+    statistics = AgentStatistics(max_agents=settings.max_agent_labels)
+    serving = Serving(service=service, settings=settings, metrics=metrics, statistics=statistics, auth=gate)
     app.include_router(chat_routes(serving))
+    app.include_router(embedding_routes(serving, service))
+    app.include_router(token_routes(serving, service))
+    app.include_router(segment_routes(serving, service))
     app.include_router(model_routes(service, int(time.time()), gate.caller))
     app.include_router(operation_routes(service, metrics, gate))
     return app

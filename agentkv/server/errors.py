@@ -82,6 +82,10 @@ def from_service_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case InvalidRequest(code="segment_not_found"):
+            return ApiError(404, str(error), param=error.param, code=error.code)
+        case InvalidRequest(code="pin_budget_exceeded"):
+            return ApiError(429, str(error), param=error.param, code=error.code, headers={"Retry-After": "60"})
         case InvalidRequest():
             return ApiError(400, str(error), param=error.param, code=error.code or "invalid_value")
         case ClientDisconnect():

@@ -50,7 +50,6 @@ CHAT_FIELDS = FieldPolicy(
             "prompt_cache_retention",
             "safety_identifier",
             "service_tier",
-            "session_id",
             "store",
             "user",
         }

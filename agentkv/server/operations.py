@@ -1,42 +1,16 @@
 """What operators and clients ask besides chats: models, health, readiness, version, metrics."""
 
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 
 import agentkv
-from agentkv.api import ChatService
 from agentkv.metrics import CONTENT_TYPE, Metrics
 from agentkv.server.auth import Authenticator
 from agentkv.server.errors import ApiError, model_not_found
 from agentkv.server.gate import Gate
-
-
-class KvMemory(Protocol):
-    """How much KV a service holds."""
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of KV that is kept for later chats."""
-        ...
-
-
-class HostedService(ChatService, Protocol):
-    """A `ChatService` that runs in this process and knows how it does."""
-
-    @property
-    def context_length(self) -> int:
-        """Most tokens of prompt and reply together."""
-        ...
-
-    def health(self) -> dict[str, Any]:
-        """How it does: `status` is `ok` while chats can run, the rest is only shown. Does not wait."""
-        ...
-
-    def memory(self) -> KvMemory:
-        """The KV it holds; may wait for the step under way. Raises ServiceClosed."""
-        ...
+from agentkv.server.hosted import HostedService
 
 
 def model_routes(service: HostedService, created: int, auth: Authenticator) -> APIRouter:

@@ -3,15 +3,31 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 
 from starlette.types import Receive
 
+from agentkv.agent_statistics import AgentStatistics
 from agentkv.api import ChatDelta, ChatStream, Usage
 from agentkv.errors import ServiceClosed
 from agentkv.metrics import Metrics
 from agentkv.server.errors import ApiError, client_gone, from_service_error
 from agentkv.server.gate import RETRY_SECONDS
 from agentkv.server.settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """Where a tenant's chats are counted."""
+
+    metrics: Metrics
+    statistics: AgentStatistics
+    tenant: str
+
+    def observe(self, usage: Usage) -> None:
+        """A chat has come to its own end."""
+        self.metrics.observe(usage)
+        self.statistics.observe(self.tenant, usage)
 
 
 class ServedChat:
@@ -24,9 +40,9 @@ class ServedChat:
     finish_reason: str
     usage: Usage
 
-    def __init__(self, stream: ChatStream, metrics: Metrics) -> None:
+    def __init__(self, stream: ChatStream, counting: Counting) -> None:
         self._stream = stream
-        self._metrics = metrics
+        self._counting = counting
         self._ended_by: ApiError | None = None
         self._has_begun = False
         self._counted = False
@@ -63,7 +79,7 @@ class ServedChat:
             failure = from_service_error(error)
             self._count(failure.code or "error")
             raise failure from error
-        self._metrics.observe(self.usage)
+        self._counting.observe(self.usage)
         self._count(self.finish_reason)
         assert last is not None
         yield last
@@ -78,7 +94,7 @@ class ServedChat:
     def _count(self, outcome: str) -> None:
         if not self._counted:
             self._counted = True
-            self._metrics.count_request(outcome)
+            self._counting.metrics.count_request(outcome)
 
 
 class ServedChats:

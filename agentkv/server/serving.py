@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from agentkv.agent_statistics import AgentStatistics
 from agentkv.api import ChatRequest, ChatService
 from agentkv.metrics import Metrics
 from agentkv.server.body import Body, read_body
 from agentkv.server.errors import ApiError, from_service_error, model_not_found
 from agentkv.server.gate import Gate
-from agentkv.server.served_chat import ServedChat, ServedChats
+from agentkv.server.served_chat import Counting, ServedChat, ServedChats
 from agentkv.server.settings import ServerSettings
 
 
@@ -22,6 +23,7 @@ class Serving:
     service: ChatService
     settings: ServerSettings
     metrics: Metrics
+    statistics: AgentStatistics
     auth: Gate
 
     async def read(self, request: Request, model: type[Body]) -> Body:
@@ -44,7 +46,7 @@ class Serving:
             for request in requests:
                 # In a thread: tokenising a long prompt takes a while, and other streams go on meanwhile.
                 stream = await asyncio.to_thread(self.service.submit, request, tenant=tenant)
-                started.append(ServedChat(stream, self.metrics))
+                started.append(ServedChat(stream, Counting(self.metrics, self.statistics, tenant)))
         except Exception:
             for chat in started:
                 chat.leave()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Generic
 
 from agentkv.errors import InvalidRequest
-from agentkv.store.store import KV, SegmentKey, StoreUsage
+from agentkv.store.store import KV, Held, SegmentKey, StoreUsage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,13 @@ class Ledger(Generic[KV]):
     def __iter__(self) -> Iterator[tuple[SegmentKey, Entry[KV]]]:
         yield from self._loose.items()
         yield from self._pinned.items()
+
+    def held(self, key: SegmentKey) -> Held | None:
+        """See `Store.held`."""
+        entry = self._loose.get(key) or self._pinned.get(key)
+        if entry is None:
+            return None
+        return Held(num_tokens=entry.num_tokens, num_bytes=entry.num_bytes, pinned=key in self._pinned)
 
     def get(self, key: SegmentKey) -> Entry[KV] | None:
         """The entry of a key, which counts as read now."""

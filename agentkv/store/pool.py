@@ -1,11 +1,11 @@
 """The first tier: residents in the engine's pool, where readers read them in place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from agentkv.store.eviction import SparePinned
 from agentkv.store.ledger import Entry, Ledger
-from agentkv.store.store import SegmentKey, StoreUsage
+from agentkv.store.store import Held, SegmentKey, StoreUsage
 from agentkv_engine.reuse import Resident
 
 
@@ -81,6 +81,14 @@ class PoolStore:
 
     def __contains__(self, key: SegmentKey) -> bool:
         return key in self._ledger
+
+    def held(self, key: SegmentKey) -> Held | None:
+        """See `Store.held`."""
+        return self._ledger.held(key)
+
+    def keys(self) -> Iterator[SegmentKey]:
+        """See `Store.keys`."""
+        return (key for key, _ in self._ledger)
 
     def pin(self, key: SegmentKey) -> None:
         """See `Store.pin`."""

@@ -1,5 +1,6 @@
 """What every tier of kept KV can do, wherever the bytes lie."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -36,6 +37,15 @@ class StoreUsage:
     pinned_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a tier holds under a key: its charge, and whether users pinned it."""
+
+    num_tokens: int
+    num_bytes: int
+    pinned: bool
+
+
 class Store(Protocol[KV]):
     """One tier. Holds KV by key within a budget of bytes, and drops what was read longest ago when it is full.
 
@@ -63,6 +73,14 @@ class Store(Protocol[KV]):
 
     def __contains__(self, key: SegmentKey) -> bool:
         """Whether something is held under `key`; it does not count as read."""
+        ...
+
+    def held(self, key: SegmentKey) -> Held | None:
+        """The entry of `key`, or None; it does not count as read."""
+        ...
+
+    def keys(self) -> Iterator[SegmentKey]:
+        """All keys; nothing may be put or released meanwhile."""
         ...
 
     def pin(self, key: SegmentKey) -> None:

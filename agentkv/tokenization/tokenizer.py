@@ -112,6 +112,10 @@ class ChatTokenizer:
         stream = self.detokenizer()
         return stream.feed(token_ids) + stream.finish()
 
+    def names(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Tokens as the vocabulary writes them (`Ġword`, `▁word`); empty for ids that name none."""
+        return tuple(self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids)
+
     def detokenizer(self) -> Detokenizer:
         """A fresh stream from token ids to text."""
         return Detokenizer(self._token_bytes)

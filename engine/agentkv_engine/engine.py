@@ -19,7 +19,8 @@ from agentkv_engine.model.checkpoint import load_decoder
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.model.operations import choose_operations
-from agentkv_engine.request import FinishReason, Request, ReuseMode, StepOutput
+from agentkv_engine.model.pooled import PooledStates
+from agentkv_engine.request import FinishReason, Output, Request, ReuseMode, StepOutput
 from agentkv_engine.reuse import Resident
 from agentkv_engine.runner.inputs import InputBuilder
 from agentkv_engine.runner.model_runner import ModelRunner
@@ -171,7 +172,7 @@ class Engine:
         sampling = SamplingState(
             request.sampling, request.token_ids, num_logprobs=request.num_logprobs, constraint=request.constraint
         )
-        reads = request.mode is ReuseMode.SCREENED and request.prompt_logprobs is None
+        reads = request.mode is ReuseMode.SCREENED and not request.computes_all
         self._scheduler.add(
             Sequence(
                 request=request,
@@ -179,8 +180,9 @@ class Engine:
                 sampling=sampling,
                 token_ids=list(request.token_ids),
                 spans=request.spans if reads else (),
-                reuse_given_up=request.prompt_logprobs is not None,
+                reuse_given_up=request.computes_all,
                 prompt_key=_prompt_key(request),
+                states=PooledStates() if request.output is Output.POOLED_STATES else None,
             )
         )
         self._arrivals += 1
@@ -283,6 +285,9 @@ class Engine:
             raise RequestRefused(f"token ids must lie in 0..{size - 1}, not {min(token_ids)}..{max(token_ids)}")
 
     def _validate_output(self, request: Request) -> None:
+        emits = request.wants_distributions or request.prompt_logprobs is not None or request.constraint is not None
+        if request.output is Output.POOLED_STATES and (emits or request.forced_output is not None):
+            raise RequestRefused("pooled states come without tokens: ask for tokens in a request of their own")
         check_sampling(request.sampling, self.model_config.vocab_size)
         for name, value in (("num_logprobs", request.num_logprobs), ("prompt_logprobs", request.prompt_logprobs)):
             if value is not None and not 0 <= value <= MOST_LOGPROBS:
@@ -328,7 +333,7 @@ def _traced_shape(config: EngineConfig, shape: ModelConfig) -> TracedShape | Non
 
 def _prompt_key(request: Request) -> int | None:
     """Only exact requests read the whole of what another has just computed, and nothing else."""
-    if request.mode is not ReuseMode.EXACT or request.prompt_logprobs is not None:
+    if request.mode is not ReuseMode.EXACT or request.computes_all:
         return None
     return hash((request.tenant, request.token_ids))
 

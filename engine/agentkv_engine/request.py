@@ -37,6 +37,13 @@ class ReuseMode(StrEnum):
     SCREENED = "screened"
 
 
+class Output(StrEnum):
+    """What a request is to bring: tokens that continue its prompt, or the mean of its prompt's last hidden states."""
+
+    TOKENS = "tokens"
+    POOLED_STATES = "pooled_states"
+
+
 class FinishReason(StrEnum):
     """Why a request ended. Values of OpenAI's `finish_reason`, and `abort`."""
 
@@ -53,6 +60,8 @@ class Request:
         request_id: unique among the requests in the engine.
         token_ids: the prompt.
         sampling: see `SamplingParams`.
+        output: see `Output`. For pooled states every row of the prompt has to be computed, so that such a request reads
+            no kept KV, whatever its mode; it ends with its prompt, and nothing is sampled.
         mode: which kept KV may be read.
         tenant: stands at the root of every prefix key; requests of different tenants share nothing.
         spans: reused spans, sorted, disjoint; only read in mode SCREENED. Their residents need not be pinned: one that
@@ -72,6 +81,7 @@ class Request:
     request_id: str
     token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    output: Output = Output.TOKENS
     mode: ReuseMode = ReuseMode.EXACT
     tenant: str = ""
     spans: tuple[PlacedSpan, ...] = ()
@@ -86,6 +96,11 @@ class Request:
     def wants_distributions(self) -> bool:
         """Whether the logits behind every emitted token are wanted, forced ones too."""
         return self.return_logits or self.num_logprobs is not None
+
+    @property
+    def computes_all(self) -> bool:
+        """Whether every row of the prompt has to be computed: then no kept KV is read, whatever the mode."""
+        return self.prompt_logprobs is not None or self.output is Output.POOLED_STATES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +149,11 @@ class StepOutput:
         logprobs: one for each of `token_ids`, if asked for.
         prompt_logprobs: one for each token of the prompt, if asked for, None for the first; set in the output that
             brings the first token.
+        pooled: float32 [hidden size] on CPU, the mean of the prompt's hidden states behind the last layer and its norm;
+            set in the only output of a request that asked for it.
         finish_reason: set in the request's last output.
-        sources: set in the output that brings the first token.
+        sources: set in the output that brings the first token, or the pooled states.
+        admitted_at: `time.perf_counter()` when the engine first took the request up; set beside `sources`.
         error: why the request ended without an answer; nothing else is set then.
     """
 
@@ -144,6 +162,8 @@ class StepOutput:
     logits: torch.Tensor | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    pooled: torch.Tensor | None = None
     finish_reason: FinishReason | None = None
     sources: TokenSources | None = None
+    admitted_at: float | None = None
     error: EngineError | None = None

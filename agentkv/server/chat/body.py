@@ -83,6 +83,7 @@ class ChatBody(SamplingBody):
     stream_options: dict[str, Any] | None = None
     cache_salt: Label | None = None
     agent_hint: Label | None = None
+    session_id: Label | None = None
     agentkv: VendorBody | None = None
 
     @property
@@ -119,6 +120,7 @@ class ChatBody(SamplingBody):
             reuse=vendor.reuse,
             selector=vendor.selector,
             agent=self.agent_hint or None,
+            thread=self.session_id or None,
             cache_salt=self.cache_salt or "",
         )
 

@@ -27,7 +27,10 @@ class Decoder(nn.Module):
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:
         """Run a step's rows; returns float32 logits [len(step.logits_rows), vocabulary]."""
-        return self.logits(*self.hidden(step), step)
+        x, delta = self.hidden(step)
+        for pooled in step.pooled:
+            pooled.into.add(self.last_states(x, delta, pooled.rows, step))
+        return self.logits(x, delta, step)
 
     def hidden(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """Residual stream of the rows of full depth behind the last layer, and what the last block adds to it."""
@@ -43,6 +46,8 @@ class Decoder(nn.Module):
         """Logits of the rows that want some."""
         if len(step.logits_rows) == 0:
             return x.new_empty(0, self.config.vocab_size, dtype=torch.float32)
-        rows = step.logits_rows
-        _, normed = self.norm.after_adding(x[rows], None if delta is None else delta[rows], step)
-        return self.head(normed).float()
+        return self.head(self.last_states(x, delta, step.logits_rows, step)).float()
+
+    def last_states(self, x: Tensor, delta: Tensor | None, rows: Tensor, step: Step) -> Tensor:
+        """Hidden states of some rows of full depth behind the last layer and its norm."""
+        return self.norm.after_adding(x[rows], None if delta is None else delta[rows], step)[1]

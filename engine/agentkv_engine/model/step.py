@@ -13,6 +13,7 @@ from torch import Tensor
 from agentkv_engine.attention.backend import AttentionBackend
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.model.operations import Operations, RowPlaces
+from agentkv_engine.model.pooled import PooledRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class Step:
         attention_of_layer: the back end's prepared metadata of each layer; layers of one level share it.
         logits_rows: indices of the rows whose logits are wanted, all of full depth.
         recorded: the probes' rows.
+        pooled: rows whose last hidden states are pooled.
         pool, backend: where keys lie, and what reads them.
         operations: what a layer runs between its matrix products.
     """
@@ -58,6 +60,7 @@ class Step:
     backend: AttentionBackend[Any]
     operations: Operations
     recorded: tuple[RecordedRows, ...] = ()
+    pooled: tuple[PooledRows, ...] = ()
 
     def num_writing(self, layer: int) -> int:
         """Rows of depth >= layer: they have a hidden state here and write K and V."""

@@ -13,6 +13,7 @@ from agentkv_engine.attention.rows import SequenceRows
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.model.operations import Operations, RowPlaces
+from agentkv_engine.model.pooled import PooledRows
 from agentkv_engine.model.rope import RotaryEmbedding
 from agentkv_engine.model.step import RecordedRows, Step
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
@@ -96,6 +97,7 @@ class InputBuilder:
             backend=self._backend,
             operations=self._operations,
             recorded=tuple(self._recorded(items, order)),
+            pooled=tuple(self._pooled(items, order)),
         )
 
     def _recorded(self, items: tuple[ScheduledSeq, ...], order: _RowOrder) -> Iterator[RecordedRows]:
@@ -112,6 +114,13 @@ class InputBuilder:
                 into=self._tensor(probe.records[-1].row_of(order.positions_N[rows])),
                 queries_LRHD=probe.records[-1].queries_LRHD,
             )
+
+    def _pooled(self, items: tuple[ScheduledSeq, ...], order: _RowOrder) -> Iterator[PooledRows]:
+        """All rows of the sequences that are pooled: they are of full depth."""
+        for number, item in enumerate(items):
+            if item.sequence.states is not None:
+                rows = np.flatnonzero(order.owner_N == number)
+                yield PooledRows(rows=self._tensor(rows), into=item.sequence.states)
 
     def _attention(self, items: tuple[ScheduledSeq, ...], order: _RowOrder) -> tuple[Any, ...]:
         """Metadata of each layer; layers with the same attending rows and the same slot list share it."""

@@ -1,5 +1,6 @@
 """Who runs in the next step, with which rows; who gives way when the pool is full; what the results mean."""
 
+import time
 from collections.abc import Sequence as Ordered
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from agentkv_engine.cache.key_table import NO_SLOT
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import ConstraintFailed, RequestRefused, SelectorFailed
-from agentkv_engine.request import FinishReason, ReuseMode, StepOutput
+from agentkv_engine.request import FinishReason, ReuseMode, StepOutput, TokenSources
 from agentkv_engine.sampling.result import Sampled
 from agentkv_engine.sampling.sampler import MOST_SCORED_ROWS
 from agentkv_engine.scheduler.admission import Admission
@@ -146,6 +147,7 @@ class Scheduler:
             return self._admit(seq)
         self._waiting.remove(seq)
         self._running.append(seq)
+        seq.admitted_at = seq.admitted_at or time.perf_counter()
         return True
 
     def _schedule_rows(self, seq: Sequence, left: int, chosen: dict[Sequence, ScheduledSeq]) -> int:
@@ -193,6 +195,8 @@ class Scheduler:
     def _preempt(self, seq: Sequence) -> None:
         self.num_preemptions += 1
         self._admission.release(seq)
+        if seq.states is not None:
+            seq.states.reset()
         seq.phase = Phase.WAITING
         self._running.remove(seq)
         self._waiting.append(seq)
@@ -221,7 +225,7 @@ class Scheduler:
     def _scheduled(self, seq: Sequence, rows: Rows) -> ScheduledSeq:
         """Logits are wanted of the last known row, of forced rows whose distributions were asked for and not given yet,
         and of the prompt's rows behind which stands a token to be scored."""
-        if seq.phase is Phase.PROBING:
+        if seq.phase is Phase.PROBING or seq.states is not None:
             return ScheduledSeq(sequence=seq, rows=rows, num_logits=0)
         forced, end = seq.request.forced_output is not None, seq.num_to_forward
         first_wanted = end - 1
@@ -249,6 +253,15 @@ class Scheduler:
             return None
         if seq.num_emitted == 0:
             self._admission.index(seq, num_tokens=seq.num_prompt)
+        if seq.states is not None:
+            self.finish(seq, FinishReason.STOP)
+            return StepOutput(
+                request_id=seq.request_id,
+                pooled=seq.states.mean(seq.num_prompt),
+                finish_reason=FinishReason.STOP,
+                sources=self._sources(seq),
+                admitted_at=seq.admitted_at,
+            )
         if isinstance(result.sampled, ConstraintFailed):
             self.abort(seq)
             return StepOutput(request_id=seq.request_id, error=result.sampled)
@@ -281,15 +294,7 @@ class Scheduler:
         if seq.num_emitted == 0:
             if seq.request.prompt_logprobs is not None:
                 prompt_logprobs = (None, *seq.prompt_logprobs)
-            assert seq.sources is not None
-            sources = replace(
-                seq.sources,
-                probe_row_layers=seq.row_layers["probe"],
-                repair_row_layers=seq.row_layers["repair"],
-                fresh_row_layers=seq.row_layers["fresh"],
-                screening_row_layers=seq.row_layers["screening"],
-                fallbacks=tuple(sorted(seq.fallbacks.items())),
-            )
+            sources = self._sources(seq)
         seq.num_emitted += len(new)
         if (reason := self._finish_reason(seq)) is not None:
             self.finish(seq, reason)
@@ -303,6 +308,20 @@ class Scheduler:
             prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
             sources=sources,
+            admitted_at=seq.admitted_at if sources is not None else None,
+        )
+
+    @staticmethod
+    def _sources(seq: Sequence) -> TokenSources:
+        """Where the prompt's KV came from, with the work that it took."""
+        assert seq.sources is not None
+        return replace(
+            seq.sources,
+            probe_row_layers=seq.row_layers["probe"],
+            repair_row_layers=seq.row_layers["repair"],
+            fresh_row_layers=seq.row_layers["fresh"],
+            screening_row_layers=seq.row_layers["screening"],
+            fallbacks=tuple(sorted(seq.fallbacks.items())),
         )
 
     def _next_tokens(self, seq: Sequence, sampled: Sampled | None) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT, KeyTable
 from agentkv_engine.config import BLOCK_SIZE
+from agentkv_engine.model.pooled import PooledStates
 from agentkv_engine.request import FinishReason, Request, TokenSources
 from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView
 from agentkv_engine.sampling.result import TokenLogprobs
@@ -181,6 +182,8 @@ class Sequence:
         num_emitted: tokens given out so far.
         num_computed: leading positions that have final keys.
         prompt_logprobs: of the prompt's tokens so far, from its second on; survive a preemption.
+        states: the mean of the prompt's last hidden states so far, where it is asked for instead of tokens.
+        admitted_at: when it was first admitted, as `time.perf_counter()`.
     """
 
     request: Request
@@ -202,6 +205,8 @@ class Sequence:
     prompt_key: int | None = None
     row_layers: Counter[str] = field(default_factory=Counter)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    states: PooledStates | None = None
+    admitted_at: float | None = None
 
     @property
     def request_id(self) -> str:

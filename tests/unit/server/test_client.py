@@ -38,6 +38,7 @@ REQUEST = ChatRequest(
     reuse=Reuse.SCREENED,
     selector="repair_boundary(8)",
     agent="writer",
+    thread="thread 1",
     cache_salt="salt",
 )
 

@@ -27,9 +27,10 @@ def usage(agent: str = "writer", misses: dict[str, int] | None = None) -> Usage:
         row_layers=80,
         full_row_layers=200,
         agent=agent,
+        authors={"researcher": 25},
         misses=misses or {},
     )
-    return Usage(prompt_tokens=50, completion_tokens=11, reuse=reuse, ttft=0.2, duration=1.2)
+    return Usage(prompt_tokens=50, completion_tokens=11, reuse=reuse, queue=0.02, ttft=0.2, duration=1.2)
 
 
 def test_a_chat_is_counted_by_source_agent_and_reason() -> None:
@@ -45,6 +46,9 @@ def test_a_chat_is_counted_by_source_agent_and_reason() -> None:
     assert seen["agentkv_full_row_layers_total",] == 400
     assert seen["agentkv_segment_lookups_total", "reason=", "result=hit"] == 4
     assert seen["agentkv_segment_lookups_total", "reason=too_short", "result=miss"] == 3
+    assert seen["agentkv_fallbacks_total", "reason=too_short"] == 1
+    assert seen["agentkv_segment_edges_tokens_total", "from_agent=researcher", "to_agent=writer"] == 50
+    assert seen["agentkv_queue_seconds_bucket", "le=0.025"] == 2
     assert seen["agentkv_kv_bytes", "tier=pool"] == 4096
     assert seen["agentkv_requests_total", "outcome=stop"] == 1
     assert seen["agentkv_time_to_first_token_seconds_bucket", "le=0.25"] == 2
@@ -57,7 +61,7 @@ SOURCES = ("computed", "prefix", "segment", "recomputed")
 
 
 def test_agent_labels_are_bounded() -> None:
-    metrics = Metrics(max_agent_labels=3)
+    metrics = Metrics(max_agent_labels=4)  # the author of what is read is one more
     for index in range(100):
         metrics.observe(usage(agent=f"agent {index}", misses={f"reason {index}": 1}))
     seen = samples(metrics.render().decode())

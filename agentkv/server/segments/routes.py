@@ -1,0 +1,111 @@
+"""`/v1/agentkv/segments` and `/v1/agentkv/stats`. A key sees and touches its own segments only."""
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentkv.api import ChatRequest, Reuse
+from agentkv.server.chat.body import Label, MessageBody
+from agentkv.server.errors import ApiError
+from agentkv.server.hosted import HostedService
+from agentkv.server.serving import Serving
+from agentkv.wire import usage_object
+
+Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
+
+
+class WarmBody(BaseModel):
+    """Messages to prefill ahead, as the chat that is going to read them will send them."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str | None = None
+    messages: Annotated[list[MessageBody], Field(min_length=1)]
+    agent_hint: Label | None = None
+    session_id: Label | None = None
+    cache_salt: Label | None = None
+    pin: bool = False
+
+
+def segment_routes(serving: Serving, service: HostedService) -> APIRouter:
+    """The routes of kept segments and of statistics."""
+    router = APIRouter(prefix="/v1/agentkv")
+    caller = serving.auth.caller
+    segments = service.segments
+
+    @router.get("/segments")
+    async def list_segments(tenant: Annotated[str, Depends(caller)]) -> dict[str, Any]:
+        listed = await asyncio.to_thread(segments.list, tenant=tenant)
+        return {"object": "list", "data": [{"object": "segment", **asdict(info)} for info in listed]}
+
+    @router.delete("/segments")
+    async def delete_segments(
+        tenant: Annotated[str, Depends(caller)],
+        thread: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
+        older_than: Seconds | None = None,
+    ) -> dict[str, int]:
+        deleted = await asyncio.to_thread(segments.delete, thread=thread, older_than=older_than, tenant=tenant)
+        return {"deleted": deleted}
+
+    @router.delete("/segments/{segment_id}")
+    async def delete_segment(segment_id: str, tenant: Annotated[str, Depends(caller)]) -> dict[str, int]:
+        deleted = await asyncio.to_thread(segments.delete, segment_id=segment_id, tenant=tenant)
+        if not deleted:
+            message = f"no segment {segment_id!r} is kept: list what is"
+            raise ApiError(404, message, param="segment", code="segment_not_found")
+        return {"deleted": deleted}
+
+    @router.post("/segments/{segment_id}/pin")
+    async def pin_segment(segment_id: str, tenant: Annotated[str, Depends(caller)]) -> dict[str, bool]:
+        await asyncio.to_thread(segments.pin, segment_id, tenant=tenant)
+        return {"pinned": True}
+
+    @router.post("/segments/{segment_id}/unpin")
+    async def unpin_segment(segment_id: str, tenant: Annotated[str, Depends(caller)]) -> dict[str, bool]:
+        await asyncio.to_thread(segments.unpin, segment_id, tenant=tenant)
+        return {"pinned": False}
+
+    @router.post("/segments/warm")
+    async def warm(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:
+        body = await serving.read(request, WarmBody)
+        if body.model is not None:
+            serving.check_model(body.model)
+        chats = await serving.submit([_reading(body)], tenant)
+        async with chats.while_connected(request.receive):
+            async for _ in chats.deltas():
+                pass
+        read = tuple(message.content.strip() for message in body.messages)
+        listed = await asyncio.to_thread(segments.list, tenant=tenant)
+        found = [info for info in listed if any(text.startswith(info.text.strip()) for text in read)]
+        if body.pin:
+            for info in found:
+                await asyncio.to_thread(segments.pin, info.segment_id, tenant=tenant)
+        return {"segments": [info.segment_id for info in found], "usage": usage_object(chats.usage)}
+
+    @router.get("/stats")
+    async def stats(tenant: Annotated[str, Depends(caller)]) -> dict[str, Any]:
+        listed = await asyncio.to_thread(segments.list, tenant=tenant)
+        return {
+            "agents": serving.statistics.of(tenant),
+            "segments": len(listed),
+            "tokens": sum(info.tokens for info in listed),
+            "num_bytes": sum(info.num_bytes for info in listed),
+            "pinned_bytes": sum(info.num_bytes for info in listed if info.pinned),
+        }
+
+    return router
+
+
+def _reading(body: WarmBody) -> ChatRequest:
+    """A chat whose prompt is kept; it generates the one token without which a prompt is not done."""
+    return ChatRequest(
+        messages=tuple(message.to_message() for message in body.messages),
+        max_tokens=1,
+        reuse=Reuse.SCREENED,
+        agent=body.agent_hint or None,
+        thread=body.session_id or None,
+        cache_salt=body.cache_salt or "",
+    )

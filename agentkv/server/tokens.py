@@ -1,0 +1,65 @@
+"""`/tokenize` and `/detokenize`, in vLLM's shape."""
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentkv.server.chat.body import MessageBody
+from agentkv.server.errors import ApiError
+from agentkv.server.hosted import HostedService
+from agentkv.server.serving import Serving
+
+
+class TokenizeBody(BaseModel):
+    """A text, or the messages of a chat. Only what the server does with them is taken: a text gets no special tokens,
+    and messages are followed by what asks for a reply."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[MessageBody], Field(min_length=1)] | None = None
+    add_special_tokens: Literal[False] | None = None
+    add_generation_prompt: Literal[True] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(BaseModel):
+    """Token ids."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+def token_routes(serving: Serving, service: HostedService) -> APIRouter:
+    """Both routes. They run no model, but tokenising is work: it counts against a key's limit."""
+    router = APIRouter()
+
+    @router.post("/tokenize")
+    async def tokenize(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:
+        body = await serving.read(request, TokenizeBody)
+        if body.model is not None:
+            serving.check_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "give either prompt or messages", param="prompt", code="invalid_value")
+        text = body.prompt if body.messages is None else [message.to_message() for message in body.messages]
+        token_ids = await asyncio.to_thread(service.texts.tokenize, text or "", tenant=tenant)
+        return {
+            "count": len(token_ids),
+            "max_model_len": service.context_length,
+            "tokens": list(token_ids),
+            "token_strs": list(service.texts.names(token_ids)) if body.return_token_strs else None,
+        }
+
+    @router.post("/detokenize")
+    async def detokenize(request: Request, _: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:
+        body = await serving.read(request, DetokenizeBody)
+        if body.model is not None:
+            serving.check_model(body.model)
+        return {"prompt": await asyncio.to_thread(service.texts.detokenize, body.tokens)}
+
+    return router

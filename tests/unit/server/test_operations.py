@@ -1,0 +1,89 @@
+"""Embeddings, tokens, segments and statistics over HTTP, on a fake service."""
+
+import base64
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from fakes import FakeService, eventually
+
+MODEL = "fake/model"
+
+
+@pytest.mark.parametrize(
+    ("given", "lengths"), [("four", [4]), (["one", "three"], [3, 5]), ([1, 2], [2]), ([[1], [2, 3, 4]], [1, 3])]
+)
+def test_embeddings_of_every_kind_of_input(http: httpx.Client, given: Any, lengths: list[int]) -> None:
+    answer = http.post("/v1/embeddings", json={"model": MODEL, "input": given}).json()
+    assert [item["index"] for item in answer["data"]] == list(range(len(lengths)))
+    for item, length in zip(answer["data"], lengths, strict=True):
+        expected = np.asarray([length, 1, 2, 2]) / np.linalg.norm([length, 1, 2, 2])
+        assert item["embedding"] == pytest.approx(expected.tolist())
+    assert answer["usage"] == {"prompt_tokens": sum(lengths), "total_tokens": sum(lengths)}
+
+
+def test_embeddings_as_base64_and_shortened(http: httpx.Client) -> None:
+    body = {"model": MODEL, "input": "four", "encoding_format": "base64", "dimensions": 2}
+    shown = http.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
+    vector = np.frombuffer(base64.b64decode(shown), dtype="<f4")
+    assert vector.tolist() == pytest.approx([4 / 17**0.5, 1 / 17**0.5])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/embeddings", {"model": MODEL, "input": ""}, "input"),
+        ("/v1/embeddings", {"model": MODEL, "input": []}, "input"),
+        ("/v1/embeddings", {"model": MODEL, "input": ["x"] * 3000}, "input"),
+        ("/v1/embeddings", {"model": MODEL, "input": [10**30]}, "input"),
+        ("/v1/embeddings", {"model": MODEL, "input": "x", "dimensions": 5}, "dimensions"),
+        ("/v1/embeddings", {"model": MODEL, "input": "x", "encoding_format": "hex"}, "encoding_format"),
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "x", "messages": [{"role": "user", "content": "x"}]}, "prompt"),
+        ("/tokenize", {"prompt": "x", "add_special_tokens": True}, "add_special_tokens"),
+        ("/detokenize", {"tokens": ["x"]}, "tokens"),
+        ("/detokenize", {"tokens": [2**30]}, "tokens"),
+        ("/v1/agentkv/segments/warm", {"messages": []}, "messages"),
+    ],
+)
+def test_what_can_not_be_done_is_named(http: httpx.Client, path: str, body: dict[str, Any], param: str) -> None:
+    response = http.post(path, json=body)
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["param"].startswith(param)
+
+
+def test_hanging_up_on_embeddings_cancels_them(http: httpx.Client, service: FakeService) -> None:
+    service.embedder.hold = True
+    with pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/embeddings", json={"model": MODEL, "input": ["x", "y"]}, timeout=0.2)
+    assert eventually(
+        lambda: len(service.embedder.futures) == 2 and all(f.cancelled() for f in service.embedder.futures)
+    )
+
+
+def test_tokens_there_and_back(http: httpx.Client) -> None:
+    answer = http.post("/tokenize", json={"prompt": "häuser", "return_token_strs": True}).json()
+    assert (answer["count"], answer["max_model_len"], answer["token_strs"][0]) == (6, 4096, "<104>")
+    assert http.post("/detokenize", json={"model": MODEL, "tokens": answer["tokens"]}).json() == {"prompt": "häuser"}
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": [{"type": "text", "text": "ab"}]}]}
+    assert http.post("/tokenize", json=chat).json()["tokens"] == [97, 98]
+
+
+def test_statistics_are_by_agent(http: httpx.Client) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x" * 40}], "agent_hint": "statistician"}
+    before = http.get("/v1/agentkv/stats").json()["agents"].get("statistician", {"chats": 0})
+    http.post("/v1/chat/completions", json=body)
+    agent = http.get("/v1/agentkv/stats").json()["agents"]["statistician"]
+    assert agent["chats"] == before["chats"] + 1
+    assert agent["authors"] == {"researcher": 10}
+    assert (agent["prefix"], agent["computed"], agent["misses"]) == (10, 10, {"too_short": 1})
+
+
+def test_unknown_segments_are_404(http: httpx.Client) -> None:
+    answers = [http.delete("/v1/agentkv/segments/7")]
+    answers += [http.post(f"/v1/agentkv/segments/7/{action}") for action in ("pin", "unpin")]
+    assert [(a.status_code, a.json()["error"]["code"]) for a in answers] == [(404, "segment_not_found")] * 3
+    assert http.delete("/v1/agentkv/segments", params={"older_than": "nan"}).status_code == 400
