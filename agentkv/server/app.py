@@ -52,7 +52,7 @@ def create_app(service: HostedService, settings: ServerSettings | None = None, g
 def make_gate(settings: ServerSettings) -> Gate:
     """The gate that these settings describe."""
     salt = settings.tenant_salt
-    caller = Authenticator(settings.api_keys, salt.get_secret_value().encode() if salt is not None else None)
+    caller = Authenticator(settings.all_api_keys(), salt.get_secret_value().encode() if salt is not None else None)
     return Gate(caller, settings)
 
 
@@ -69,7 +69,7 @@ def serve(service: HostedService, host: str, port: int, settings: ServerSettings
     The service stays the caller's to close.
     """
     settings = settings or ServerSettings()
-    if not settings.api_keys and not _is_loopback(host):
+    if not settings.all_api_keys() and not _is_loopback(host):
         _logger.warning("%s is open to others and no API key is set: anybody who reaches it may use it", host)
     gate = make_gate(settings)
     config = uvicorn.Config(

@@ -41,6 +41,11 @@ class Serving:
         Raises:
             ApiError: what can never run.
         """
+        if len(requests) > self.settings.max_choices:
+            message = (
+                f"{len(requests)} replies are asked for, and this server gives at most {self.settings.max_choices}"
+            )
+            raise ApiError(400, message, param="n", code="invalid_value")
         started: list[ServedChat] = []
         try:
             for request in requests:

@@ -1,11 +1,13 @@
 """What an operator sets of the HTTP server."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ByteSize, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from agentkv.config import Settings
+from agentkv.errors import ConfigError
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -16,6 +18,7 @@ class ServerSettings(Settings):
     Attributes:
         api_keys: keys that are let in, each a tenant of its own; none means no check and one tenant. In the environment
             separated by commas.
+        api_key_file: more of them, one a line.
         tenant_salt: secret from which tenants are derived, for servers that share kept KV; None draws one.
         max_body_bytes: largest request body; larger ones get 413.
         max_chats_per_key: chats (and embeddings) of one key that run or wait at once; more get 429. None: no limit.
@@ -33,6 +36,7 @@ class ServerSettings(Settings):
     """
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    api_key_file: Path | None = None
     tenant_salt: SecretStr | None = None
     max_body_bytes: ByteSize = Field(default=ByteSize(32 << 20), ge=1024)
     max_chats_per_key: int | None = Field(default=None, ge=1)
@@ -66,3 +70,22 @@ class ServerSettings(Settings):
         if salt is not None and len(salt.get_secret_value()) < 16:
             raise ValueError("the salt has fewer than 16 characters: give a long random one, or none")
         return salt
+
+    def all_api_keys(self) -> tuple[str, ...]:
+        """Those given and those of the file, each once.
+
+        Raises:
+            ConfigError: the file can't be read, or holds none.
+        """
+        return tuple(dict.fromkeys((*self.api_keys, *(_read_keys(self.api_key_file) if self.api_key_file else ()))))
+
+
+def _read_keys(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read api_key_file {path}: {error}. Give a text file with one key a line.") from error
+    keys = tuple(line.strip() for line in lines if line.strip())
+    if not keys:
+        raise ConfigError(f"api_key_file {path} holds no key: write one a line, or leave it out to let all in")
+    return keys

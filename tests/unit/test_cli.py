@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import agentkv
 import agentkv.server.app
 from agentkv import cli
 from agentkv.errors import ConfigError
+from agentkv.serve_config import ServeConfig, load
+from agentkv.serve_options import ServeOptions
 from agentkv.server.settings import ServerSettings
 
 PLUGINS = [
@@ -73,6 +76,9 @@ def test_a_command_that_cannot_be_imported_does_not_take_the_others_with_it(
         (["serve", "--max-sequences", "0"], "max_sequences"),
         (["serve", "--api-key", " "], "an API key is empty"),
         (["serve", "--api-key-file", "no/such/file"], "one key a line"),
+        (["serve", "--config", "no/such.toml"], "no/such.toml"),
+        (["serve", "--max-chats", "0"], "max_chats"),
+        (["config", "show", "--port", "70000"], "port"),
         (["replay", "no/such/traces.jsonl"], "no/such/traces.jsonl"),
         (["demo", "--model", "no/such/model"], "no/such/model"),
         (["demo", "--json", "no/such/folder/figures.json"], "no/such/folder"),
@@ -127,7 +133,8 @@ def test_serve_opens_the_model_and_closes_it_at_the_end(
     result = CliRunner().invoke(cli.build_app(()), arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert served.address == ("0.0.0.0", 9000)
-    assert served.settings == ServerSettings(api_keys=("first", "second", "third"), access_log=False)
+    assert served.settings.all_api_keys() == ("first", "second", "third")
+    assert not served.settings.access_log
     assert (served.health["status"], served.context_length) == ("ok", 512)
     assert served.service.health()["status"] == "closed"
 
@@ -145,6 +152,43 @@ def test_flags_go_before_the_environment(
 def test_a_key_file_without_keys_is_refused(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("\n", encoding="utf-8")
-    result = CliRunner().invoke(cli.build_app(()), ["serve", "--api-key-file", str(keys)])
-    assert isinstance(result.exception, ConfigError)
-    assert "holds no key" in str(result.exception)
+    with pytest.raises(ConfigError, match="holds no key"):
+        ServerSettings(api_key_file=keys).all_api_keys()
+
+
+def test_every_option_is_a_setting() -> None:
+    names = {each.name for each in fields(ServeOptions)} - {"config", "api_key"}
+    assert names < set(ServeConfig.model_fields)
+
+
+def test_settings_come_from_flags_then_environment_then_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "agentkv.toml"
+    file.write_text('port = 1\nmax_chats = 2\nkv_memory = "3MiB"\napi_keys = ["secret-key"]\n', encoding="utf-8")
+    monkeypatch.setenv("AGENTKV_PORT", "4")
+    monkeypatch.setenv("AGENTKV_MAX_CHATS", "5")
+    arguments = ["config", "show", "--config", str(file), "--max-chats", "6"]
+    result = CliRunner().invoke(cli.build_app(()), arguments, catch_exceptions=False)
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in result.output.splitlines()}
+    assert shown["max_chats"] == "6 flag --max-chats"
+    assert shown["port"] == "4 environment AGENTKV_PORT"
+    assert shown["kv_memory"] == f"{3 << 20} file {file}"
+    assert shown["reuse"] == "exact default"
+    assert shown["api_keys"] == f"1, not shown file {file}"
+    assert "secret" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("prot = 1", "prot: no such setting"), ("port = ", "TOML"), ("tenant_salt = 'hush'", "tenant_salt")],
+)
+def test_a_file_of_mistakes_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "agentkv.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=said) as caught:
+        load({}, file)
+    assert "hush" not in str(caught.value)
+
+
+def test_keys_in_the_environment_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTKV_API_KEYS", "one, two,one")
+    assert load({}).config.all_api_keys() == ("one", "two")

@@ -82,6 +82,12 @@ def test_a_chat_that_takes_too_long_is_ended(limited: tuple[str, FakeService], s
     assert ask(url, "first").status_code == 200
 
 
+def test_too_many_choices_are_refused(http: httpx.Client, service: FakeService) -> None:
+    response = http.post("/v1/chat/completions", json=CHAT | {"n": 17})
+    assert (response.status_code, error_of(response)["param"]) == (400, "n")
+    assert not service.requests
+
+
 def test_every_answer_has_an_id_and_a_fault_names_it(
     http: httpx.Client, service: FakeService, caplog: pytest.LogCaptureFixture
 ) -> None:
