@@ -41,7 +41,7 @@ class ServeOptions:
     ] = None
     selector: Annotated[
         str | None,
-        typer.Option(metavar="RULE", help="Which reused rows are recomputed.", show_default="query_attention(0.2)"),
+        typer.Option(metavar="RULE", help="Which reused rows are recomputed.", show_default="reading_change(0.3)"),
     ] = None
     max_rows_per_step: Annotated[
         int | None, typer.Option(metavar="ROWS", help="Rows of one engine step.", show_default="1024")

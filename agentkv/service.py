@@ -27,7 +27,7 @@ from agentkv.stream import DeltaStream
 from agentkv.texts import Texts
 from agentkv.tokenization import ChatTokenizer, Prompt
 from agentkv.writers import Writers
-from agentkv_engine.config import TRACE_LAYERS, EngineConfig
+from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine, MemoryStats
 from agentkv_engine.errors import CheckpointError, DeviceUnavailable, EngineError, RequestRefused
 from agentkv_engine.request import (
@@ -112,7 +112,7 @@ class Service:
             max_sequences=config.max_sequences,
             context_length=config.context_length,
             device=config.device,
-            trace_layers=TRACE_LAYERS if config.trace else (),
+            trace_layers=tuple(range(1, 1 + config.trace_layers)),
         )
         try:
             engine = Engine.from_directory(model, engine_config, eviction=policy, on_evict=keeper.evicted)

@@ -47,10 +47,7 @@ class DrawnAttention:
         """See `Observation.reading`: here, changes are attention paid to earlier rows, and to what is left out."""
         assert self.stored, "nothing is traced"
         attention_RP = self.attention_LPP[layer, list(positions)]
-        top = attention_RP.topk(min(16, attention_RP.shape[1]))
         return Reading(
-            shares_RT=top.values,
-            keys_RT=top.indices,
             since_then_R=attention_RP.sum(1) - attention_RP[range(len(positions)), list(positions)],
             by_left_out_R=(attention_RP * left_out_RP).sum(1),
         )

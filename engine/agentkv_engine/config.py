@@ -7,9 +7,6 @@ import torch
 BLOCK_SIZE = 16
 """Slots in a block: the unit of allocation and of reference counts."""
 
-TRACE_LAYERS = (1, 2, 3)
-"""Layers that tell best what a context changes: rows find their like in other messages there."""
-
 MAX_LEVELS = 8
 """Most distinct depths an engine may be configured with: attention metadata is built once a level."""
 

@@ -131,15 +131,11 @@ class Reading:
     layer; they come from sketches (`cache.row_traces`), good to about 9%.
 
     Attributes:
-        shares_RT, keys_RT: head-mean attention of each row to the T keys before it that get most of it, and their
-            positions; float32 and int64 [R, T], shares of 0 where a row sees fewer.
         since_then_R: change since the row was computed: by keys that stand before it now, and by those that stood
             before it then, float32 [R].
         by_left_out_R: change by the keys that were named to be left out, float32 [R].
     """
 
-    shares_RT: torch.Tensor
-    keys_RT: torch.Tensor
     since_then_R: torch.Tensor
     by_left_out_R: torch.Tensor
 

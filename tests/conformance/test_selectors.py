@@ -23,7 +23,6 @@ NAMES = [
     "value_deviation(0.5, 2)",
     "reading_change(0.0)",
     "reading_change(0.6)",
-    "reading_change(0.3, 0.0)",
     "propagated_attention(0.4, 0.1, 2)",
     "propagated_attention(1.0)",
 ]

@@ -152,12 +152,9 @@ def test_reading_is_what_dense_arithmetic_gives(decoder: Decoder) -> None:
     projection = torch.randn(decoder.config.hidden_size, 64, generator=generator) / 8
     for layer, (reading, there) in enumerate(zip(seen, author_rows(decoder), strict=True)):
         keys = START + 50
-        probabilities, now = stale_reading(decoder, layer, there.queries, torch.zeros(keys, dtype=torch.bool))
+        _, now = stale_reading(decoder, layer, there.queries, torch.zeros(keys, dtype=torch.bool))
         _, without = stale_reading(decoder, layer, there.queries, left_out[0, :keys])
         length = there.hidden.norm(dim=1)
-        strongest = probabilities.mean(0).topk(16).values
-        assert torch.allclose(reading.shares_RT, strongest, atol=1e-2)
-        assert torch.allclose(probabilities.mean(0).gather(1, reading.keys_RT), strongest, atol=1e-2)
         for change, share in ((now - there.outputs, reading.since_then_R), (now - without, reading.by_left_out_R)):
             expected = (change @ projection).norm(dim=1) / length
             assert torch.allclose(share, expected, rtol=0.05, atol=0.01)

@@ -26,9 +26,6 @@ from agentkv_engine.scheduler.sequence import ProbeRecord, ProbeState, Residence
 MOST_PROBABILITIES = 1 << 26
 """Attention probabilities, over rows, heads and keys, that are held at once: a look takes its rows in tiles."""
 
-STRONGEST = 16
-"""Keys of a row that `reading` names."""
-
 MOST_ROWS = 128
 """Rows of a tile: each tile looks at the keys up to its last row only."""
 
@@ -115,18 +112,13 @@ class LiveObservation:
     def reading(self, layer: int, positions: Sequence[int], left_out_RP: Tensor) -> Reading:
         """See `Observation.reading`."""
         device, num_rows = self._observer.pool.device, len(positions)
-        shares_RT = torch.zeros(num_rows, STRONGEST, device=device)
-        keys_RT = torch.zeros(num_rows, STRONGEST, dtype=torch.int64, device=device)
         since_R, without_R = torch.zeros(2, num_rows, device=device)
-        reading = Reading(shares_RT=shares_RT, keys_RT=keys_RT, since_then_R=since_R, by_left_out_R=without_R)
+        reading = Reading(since_then_R=since_R, by_left_out_R=without_R)
         if num_rows == 0:
             return reading
         traces, left_out_RP = self._traces(layer, positions), left_out_RP.to(device)
         for tile in self._look(layer, positions):
             now_RHS = tile.probabilities()
-            top = now_RHS.mean(1).topk(min(STRONGEST, len(tile.keys)))
-            shares_RT[tile.rows, : top.values.shape[1]] = top.values
-            keys_RT[tile.rows, : top.values.shape[1]] = tile.keys[top.indices]
             rest_RHS = now_RHS.masked_fill(left_out_RP[tile.rows][:, tile.keys].unsqueeze(1), 0)
             rest_RHS = rest_RHS / rest_RHS.sum(-1, keepdim=True).clamp(min=1e-30)
             now_RZ, rest_RZ = self._sketch(layer, tile, now_RHS), self._sketch(layer, tile, rest_RHS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 
 from agentkv.errors import ConfigError, ModelError
-from agentkv_engine.config import TRACE_LAYERS, EngineConfig
+from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.errors import CheckpointError
 from agentkv_engine.model.model_config import ModelConfig
@@ -97,7 +97,7 @@ def _load_engine(settings: Settings) -> Engine:
             max_sequences=settings.batch,
             device=settings.device,
             levels=tuple(sorted({1, shape.num_layers})),
-            trace_layers=TRACE_LAYERS,
+            trace_layers=tuple(range(1, 1 + settings.trace_layers)),
         )
         return Engine.from_directory(settings.model, config)
     except CheckpointError as error:

@@ -25,6 +25,7 @@ class Settings:
         device: where the model runs.
         batch: most requests at once.
         kv_memory: bytes of KV.
+        trace_layers: see `ServiceConfig`.
         out: folder of the results, made if need be; a run that was broken off goes on there.
     """
 
@@ -34,6 +35,7 @@ class Settings:
     device: str
     batch: int
     kv_memory: int
+    trace_layers: int
     out: Path
 
     @classmethod
@@ -67,5 +69,6 @@ class Settings:
             device=service.device,
             batch=batch,
             kv_memory=int(service.kv_memory),
+            trace_layers=service.trace_layers,
             out=out,
         )

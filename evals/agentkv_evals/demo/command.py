@@ -15,7 +15,7 @@ def demo(
     ] = None,
     selector: Annotated[
         str | None,
-        typer.Option(metavar="RULE", help="Which reused rows are recomputed.", show_default="query_attention(0.2)"),
+        typer.Option(metavar="RULE", help="Which reused rows are recomputed.", show_default="reading_change(0.3)"),
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures here.")] = None,
 ) -> None:

@@ -22,7 +22,7 @@ def replay(
     ] = None,
     selector: Annotated[
         str | None,
-        typer.Option(metavar="RULE", help="Which reused rows are recomputed.", show_default="query_attention(0.2)"),
+        typer.Option(metavar="RULE", help="Which reused rows are recomputed.", show_default="reading_change(0.3)"),
     ] = None,
     turns: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Turns of each conversation.", show_default="all")

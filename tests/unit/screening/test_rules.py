@@ -184,24 +184,12 @@ def test_relay_has_multiples_above_zero(wrong) -> None:
 
 def test_reading_change_takes_what_reads_anew_and_the_rows_right_behind_it() -> None:
     prompt = view(SEEN, CHANGED, LOST)
-    rule = ReadingChange(ratio=0.06, question=0)  # of 70 reused rows: 4
-    assert rule.probe(prompt) == Probe(positions=(), depth=3)
+    rule = ReadingChange(ratio=0.06)  # of 70 reused rows: 4
+    assert rule.probe(prompt) == Probe(positions=(), depth=1)
     seen = DrawnAttention.nothing(prompt, Probe(positions=(), depth=3))
     for row, key, share in ((60, 25, 0.5), (30, 5, 0.9), (89, 3, 0.7), (80, 10, 0.1)):
         seen.attention_LPP[:, row, key] = share  # 30's author had seen all of this
     assert rule.plan(prompt, seen).positions == (60, 61, 62, 89)  # 90 belongs to another message
-
-
-def test_reading_change_is_led_by_what_the_question_asks_and_by_what_that_reads() -> None:
-    """60 and 75 change alike. The question reads 80, which reads 75: that is enough, and nobody reads 60."""
-    prompt = view(CHANGED)
-    seen = DrawnAttention.nothing(prompt, Probe(positions=tuple(range(104, 120)), depth=3))
-    for row in (60, 75):
-        seen.attention_LPP[:, row, 10] = 0.5
-    seen.attention_LPP[2, 119, 80] = 0.4
-    seen.attention_LPP[1, 80, 75] = 0.3
-    assert ReadingChange(ratio=0.025).plan(prompt, seen).positions == (75,)
-    assert ReadingChange(ratio=0.025, question=0).plan(prompt, seen).positions == (60,)
 
 
 def test_unread_messages_are_those_that_the_author_had_not_seen() -> None:
@@ -209,9 +197,3 @@ def test_unread_messages_are_those_that_the_author_had_not_seen() -> None:
     unread = unread_messages(view(SEEN, CHANGED, LOST), [*range(50, 100)])
     assert unread[0].nonzero().flatten().tolist() == list(range(20, 40))
     assert not unread[40:].any()
-
-
-@pytest.mark.parametrize("question", [-0.1, 1.5])
-def test_the_weight_of_the_question_is_an_exponent(question: float) -> None:
-    with pytest.raises(ValueError, match=f"question {question}"):
-        ReadingChange(question=question)
