@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from agentkv_engine.reuse import Probe, Reading, ReuseView
+from agentkv_engine.reuse import Probe, Reading, Reread, ReuseView
 
 
 @dataclass(slots=True)
@@ -43,14 +43,16 @@ class DrawnAttention:
         """See `Observation.traced_layers`."""
         return tuple(range(len(self.attention_LPP))) if self.stored else ()
 
-    def reading(self, layer: int, positions: Sequence[int], left_out_RP: torch.Tensor) -> Reading:
+    def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
         """See `Observation.reading`: here, changes are attention paid to earlier rows, and to what is left out."""
         assert self.stored, "nothing is traced"
-        attention_RP = self.attention_LPP[layer, list(positions)]
-        return Reading(
-            since_then_R=attention_RP.sum(1) - attention_RP[range(len(positions)), list(positions)],
-            by_left_out_R=(attention_RP * left_out_RP).sum(1),
-        )
+        since, without = [], []
+        for reread in rereads:
+            for position in reread.positions:
+                paid_P = self.attention_LPP[layer, position]
+                since.append(paid_P.sum() - paid_P[position])
+                without.append(sum((paid_P[start:end].sum() for start, end in reread.left_out), torch.tensor(0.0)))
+        return Reading(since_then_R=torch.stack(since), by_left_out_R=torch.stack(without))
 
     def value_deviation(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
         """See `Observation.value_deviation`: here, what a row pays to itself."""

@@ -104,7 +104,8 @@ class Engine:
         )
         self._prefixes = PrefixIndex(self._pool, f"{revision}/{dtype}")
         self._residents = Residents(self._pool, self._tensors, levels, on_evict)
-        observer = Observer(pool=self._tensors, decoder=decoder, levels=levels)
+        backend = choose_backend(shape, decoder.rope, dtype, config.device)
+        observer = Observer(pool=self._tensors, decoder=decoder, levels=levels, backend=backend)
         admission = Admission(self._pool, self._prefixes, self._residents, levels, observer)
         self._scheduler = Scheduler(
             self._pool,
@@ -114,7 +115,6 @@ class Engine:
             max_sequences=config.max_sequences,
             limit=self.max_tokens,
         )
-        backend = choose_backend(shape, decoder.rope, dtype, config.device)
         inputs = InputBuilder(
             pool=self._tensors,
             backend=backend,

@@ -124,6 +124,19 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reread:
+    """Reused rows that are asked again what they read.
+
+    Attributes:
+        positions: ascending prompt positions of a reused span.
+        left_out: half-open ranges of positions: their part in what is read is wanted.
+    """
+
+    positions: range
+    left_out: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """What R rows read in one layer. Fresh text between spans has no keys yet and is not read.
 
@@ -165,13 +178,12 @@ class Observation(Protocol):
         """
         ...
 
-    def reading(self, layer: int, positions: Sequence[int], left_out_RP: torch.Tensor) -> Reading:
+    def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
         """What reused rows read now in a traced layer, asked by the queries they left.
 
         Args:
             layer: one of `traced_layers`.
-            positions: reused rows.
-            left_out_RP: bool [len(positions), num_tokens], keys whose part in it is wanted.
+            rereads: rows in groups, with the keys whose part is wanted; R counts all their rows, in this order.
         """
         ...
 

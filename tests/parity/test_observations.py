@@ -16,7 +16,7 @@ from agentkv_engine.model.checkpoint import load_decoder
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.rope import rotate
 from agentkv_engine.request import Request
-from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
+from agentkv_engine.reuse import Observation, Probe, RepairPlan, Reread, ReuseView
 from dense_oracle import DenseKV, DenseOracle
 from engine_driver import ALL_TRACED, ONE, keep, prompt_of, run, screened, span_of
 
@@ -145,15 +145,19 @@ def stale_reading(
 @torch.inference_mode()
 def test_reading_is_what_dense_arithmetic_gives(decoder: Decoder) -> None:
     """Since then: the author's outputs against those over the reader's keys. By what is left out: with and without."""
-    left_out = torch.zeros(50, len(PROMPT), dtype=torch.bool)
-    left_out[:, 5:30] = True
-    seen = look(decoder, [], lambda o: [o.reading(layer, SPAN, left_out) for layer in ALL_TRACED])
+    rereads = [
+        Reread(positions=SPAN[:20], left_out=((5, 12), (12, 30))),
+        Reread(positions=SPAN[20:], left_out=((5, 30),)),
+    ]
+    left_out = torch.zeros(START + 50, dtype=torch.bool)
+    left_out[5:30] = True
+    seen = look(decoder, [], lambda o: [o.reading(layer, rereads) for layer in ALL_TRACED])
     generator = torch.Generator().manual_seed(0)
     projection = torch.randn(decoder.config.hidden_size, 64, generator=generator) / 8
     for layer, (reading, there) in enumerate(zip(seen, author_rows(decoder), strict=True)):
         keys = START + 50
         _, now = stale_reading(decoder, layer, there.queries, torch.zeros(keys, dtype=torch.bool))
-        _, without = stale_reading(decoder, layer, there.queries, left_out[0, :keys])
+        _, without = stale_reading(decoder, layer, there.queries, left_out)
         length = there.hidden.norm(dim=1)
         for change, share in ((now - there.outputs, reading.since_then_R), (now - without, reading.by_left_out_R)):
             expected = (change @ projection).norm(dim=1) / length
@@ -165,8 +169,7 @@ def test_the_same_context_changes_nothing(decoder: Decoder) -> None:
     """The rows of a prefix that was read in full find what they found, though they lie in a resident."""
     engine = Engine(decoder, EngineConfig(trace_layers=ALL_TRACED))
     resident = keep(engine, AUTHOR, 20, 70)
-    nothing = torch.zeros(50, 80, dtype=torch.bool)
-    selector = Look([], lambda o: [o.reading(layer, range(20, 70), nothing) for layer in ALL_TRACED])
+    selector = Look([], lambda o: [o.reading(layer, [Reread(positions=range(20, 70))]) for layer in ALL_TRACED])
     run(engine, screened("reader", AUTHOR, span_of(resident, 20), plan=selector, tenant="another"))
     for reading in selector.saw[0]:
         assert reading.since_then_R.max() < 0.02
@@ -231,10 +234,9 @@ def test_rows_before_the_first_span_are_not_charged_twice(decoder: Decoder) -> N
 
 
 def test_an_exported_resident_comes_back_with_its_traces(decoder: Decoder) -> None:
-    nothing = torch.zeros(50, len(PROMPT), dtype=torch.bool)
 
     def at(o: Observation) -> torch.Tensor:
-        return torch.stack([o.reading(2, SPAN, nothing).since_then_R, o.attention(1, SPAN).amax(1)])
+        return torch.stack([o.reading(2, [Reread(positions=SPAN)]).since_then_R, o.attention(1, SPAN).amax(1)])
 
     tail, saw = range(len(PROMPT) - 10, len(PROMPT)), []
     source = Engine(decoder, EngineConfig(trace_layers=ALL_TRACED))
@@ -269,21 +271,16 @@ def test_what_no_probe_ran_is_refused_or_asked_of_the_store(decoder: Decoder, st
 
 
 def test_tiles_of_rows_change_nothing(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = torch.zeros(len(SPAN), len(PROMPT), dtype=torch.bool)
-
-    def at(o: Observation) -> torch.Tensor:
-        return torch.stack([o.attention(1, SPAN).amax(1), o.reading(2, SPAN, nothing).since_then_R])
-
-    whole = look(decoder, range(START, len(PROMPT)), at)
+    rows = range(START, len(PROMPT))
+    whole = look(decoder, rows, lambda o: o.attention(1, rows))
     monkeypatch.setattr("agentkv_engine.runner.observer.MOST_ROWS", 7)
-    assert torch.allclose(look(decoder, range(START, len(PROMPT)), at), whole, atol=1e-6)
+    assert torch.allclose(look(decoder, rows, lambda o: o.attention(1, rows)), whole, atol=1e-6)
 
 
 def test_a_mere_look_runs_no_rows_and_must_name_some_the_second_time(decoder: Decoder) -> None:
     engine = Engine(decoder, EngineConfig(trace_layers=ALL_TRACED))
     span = span_of(keep(engine, AUTHOR, 20, 70), START)
-    nothing = torch.zeros(50, len(PROMPT), dtype=torch.bool)
-    selector = Look([], lambda o: o.reading(1, SPAN, nothing))
+    selector = Look([], lambda o: o.reading(1, [Reread(positions=SPAN)]))
     sources = run(engine, screened("reader", PROMPT, span, plan=selector))["reader"].sources
     assert sources is not None
     assert (sources.probe_row_layers, sources.screening_row_layers > 0) == (0, True)

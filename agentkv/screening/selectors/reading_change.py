@@ -1,9 +1,9 @@
 """Our rule: the rows that read something else in this context than in their author's.
 
-Shapes: R candidate rows, P prompt positions.
+Shapes: R candidate rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from agentkv.screening.selectors.budget import (
     repairable_positions,
     repairable_rows,
 )
-from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
+from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, Reread, ReuseView
 
 REACH, FADE = 4, 0.8
 """A row's change counts for the rows behind it too, by `FADE` less for each, as far as `REACH`: what a row finds, the
@@ -68,26 +68,27 @@ class ReadingChange:
         if not observation.traced_layers:
             raise ValueError("reading_change asks traces, and this engine traces no layers: set trace_layers")
         candidates, num_chosen = repairable_positions(view), affordable_rows(view, self.ratio)
-        unread_RP = unread_messages(view, candidates)
-        readings = [observation.reading(layer, candidates, unread_RP) for layer in observation.traced_layers]
+        rereads = unread_messages(view)
+        readings = [observation.reading(layer, rereads) for layer in observation.traced_layers]
         change_R = torch.stack([reading.since_then_R + reading.by_left_out_R for reading in readings]).sum(0)
         return RepairPlan.at_full_depth(best(spread(change_R, candidates), candidates, num_chosen), view.num_layers)
 
 
-def unread_messages(view: ReuseView, candidates: Sequence[int]) -> Tensor:
-    """For each candidate row the reused positions that its author had not seen, bool [R, P]."""
-    reused_P = torch.zeros(view.num_tokens, dtype=torch.bool)
-    for span in view.spans:
-        reused_P[span.start : span.end] = True
-    rows = []
-    for span in view.spans:
-        unseen_P = torch.zeros_like(reused_P)
-        for start, end in span.unseen:
-            unseen_P[start:end] = True
-        rows.append((unseen_P & reused_P).expand(len(repairable_rows(span, view)), -1))
-    unread_RP = torch.cat(rows)
-    assert len(unread_RP) == len(candidates)
-    return unread_RP
+def unread_messages(view: ReuseView) -> list[Reread]:
+    """The rows that may be repaired, span by span, each with the earlier messages that their author had not seen."""
+    return [
+        Reread(positions=rows, left_out=tuple(_unread_by(span, view)))
+        for span in view.spans
+        if (rows := repairable_rows(span, view))
+    ]
+
+
+def _unread_by(span: PlacedSpan, view: ReuseView) -> Iterator[tuple[int, int]]:
+    """Parts of earlier spans that the author of this one had not seen."""
+    for start, end in span.unseen:
+        for other in view.spans:
+            if max(start, other.start) < min(end, other.end):
+                yield max(start, other.start), min(end, other.end)
 
 
 def spread(change_R: Tensor, candidates: Sequence[int]) -> Tensor:

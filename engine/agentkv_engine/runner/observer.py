@@ -8,19 +8,21 @@ Shapes: L layers, R rows asked for, P prompt positions, S keys, H heads, K kv he
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from agentkv_engine.attention.backend import AttentionBackend
+from agentkv_engine.attention.rows import SequenceRows
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.row_traces import Traces
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.layers import DecoderLayer
 from agentkv_engine.model.rope import rotate
-from agentkv_engine.reuse import Probe, Reading
+from agentkv_engine.reuse import Probe, Reading, Reread
 from agentkv_engine.scheduler.sequence import ProbeRecord, ProbeState, Residence
 
 MOST_PROBABILITIES = 1 << 26
@@ -37,11 +39,12 @@ class Observer:
         decoder: the model; a look is charged in units of one row in one layer of it.
     """
 
-    def __init__(self, *, pool: KVPool, decoder: Decoder, levels: Levels) -> None:
+    def __init__(self, *, pool: KVPool, decoder: Decoder, levels: Levels, backend: AttentionBackend[Any]) -> None:
         config = decoder.config
         self.pool = pool
         self.rope = decoder.rope
         self.levels = levels
+        self.backend = backend
         self.outputs = [cast(DecoderLayer, layer).attention.output for layer in decoder.layers]
         self._sketched: dict[int, tuple[Tensor, Tensor]] = {}
         self.row_layer_flops = config.flops_per_row_layer
@@ -109,25 +112,19 @@ class LiveObservation:
         return attention_RP
 
     @torch.inference_mode()
-    def reading(self, layer: int, positions: Sequence[int], left_out_RP: Tensor) -> Reading:
+    def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
         """See `Observation.reading`."""
-        device, num_rows = self._observer.pool.device, len(positions)
-        since_R, without_R = torch.zeros(2, num_rows, device=device)
-        reading = Reading(since_then_R=since_R, by_left_out_R=without_R)
-        if num_rows == 0:
-            return reading
-        traces, left_out_RP = self._traces(layer, positions), left_out_RP.to(device)
-        for tile in self._look(layer, positions):
-            now_RHS = tile.probabilities()
-            rest_RHS = now_RHS.masked_fill(left_out_RP[tile.rows][:, tile.keys].unsqueeze(1), 0)
-            rest_RHS = rest_RHS / rest_RHS.sum(-1, keepdim=True).clamp(min=1e-30)
-            now_RZ, rest_RZ = self._sketch(layer, tile, now_RHS), self._sketch(layer, tile, rest_RHS)
-            since_R[tile.rows] = torch.linalg.vector_norm(now_RZ - traces.sketches_SZ[tile.rows], dim=-1)
-            without_R[tile.rows] = torch.linalg.vector_norm(now_RZ - rest_RZ, dim=-1)
+        asked = np.asarray([position for reread in rereads for position in reread.positions], dtype=np.int64)
+        traces = self._traces(layer, asked)
+        offsets = self._tensor(self._residence.table.offsets_at(asked))
+        q_RHD = rotate(traces.queries_SHD, self._observer.rope.by_offsets(offsets)).to(self._observer.pool.dtype)
+        now_RZ = self._sketch(layer, q_RHD, self._keys_of(layer, rereads, left_out=False))
+        rest_RZ = self._sketch(layer, q_RHD, self._keys_of(layer, rereads, left_out=True))
         lengths_R = traces.lengths_S.clamp(min=1e-6)
-        since_R.div_(lengths_R)
-        without_R.div_(lengths_R)
-        return reading
+        return Reading(
+            since_then_R=torch.linalg.vector_norm(now_RZ - traces.sketches_SZ, dim=-1) / lengths_R,
+            by_left_out_R=torch.linalg.vector_norm(now_RZ - rest_RZ, dim=-1) / lengths_R,
+        )
 
     @torch.inference_mode()
     def value_deviation(self, layer: int, positions: Sequence[int]) -> Tensor:
@@ -152,15 +149,34 @@ class LiveObservation:
         new_RE, kept_RE = (values[self._tensor(each)].flatten(1).float() for each in slots)
         return new_RE, kept_RE
 
-    def _sketch(self, layer: int, tile: "_Tile", probabilities_RHS: Tensor) -> Tensor:
-        """Sketch [R, Z] of the attention layer's output with these probabilities."""
-        v_SKD = self._observer.pool.stored(layer)[1][tile.slots_S].float()
-        mixed_RI = torch.einsum("rkgs,skd->rkgd", probabilities_RHS.unflatten(1, (v_SKD.shape[1], -1)), v_SKD).flatten(
-            1
-        )
+    def _keys_of(self, layer: int, rereads: Sequence[Reread], *, left_out: bool) -> list[SequenceRows]:
+        """The keys that each group of rows sees, all of them or without those to be left out."""
+        level, groups, done = self._observer.levels.list_of_layer(layer), [], 0
+        for reread in rereads:
+            keys, slots, offsets = self._residence.table.readable(level, reread.positions.stop)
+            kept = np.ones(len(keys), dtype=bool)
+            for start, end in reread.left_out if left_out else ():
+                kept &= (keys < start) | (keys >= end)
+            groups.append(
+                SequenceRows(
+                    rows=np.arange(done, done + len(reread.positions)),
+                    positions=np.asarray(reread.positions, dtype=np.int64),
+                    key_slots=slots[kept],
+                    key_positions=keys[kept],
+                    key_offsets=offsets[kept],
+                )
+            )
+            done += len(reread.positions)
+        return groups
+
+    def _sketch(self, layer: int, q_RHD: Tensor, groups: Sequence[SequenceRows]) -> Tensor:
+        """Sketch [R, Z] of the attention layer's output for these queries over their groups' keys."""
+        prepared = self._observer.backend.prepare(groups)
+        mixed_RHD = self._observer.backend.attend(q_RHD, layer, self._observer.pool, prepared)
         weight_IZ, bias_Z = self._observer.sketched_output(layer)
-        self.flops += 2 * tile.q_RHD.numel() * len(tile.keys) + 2 * len(mixed_RI) * weight_IZ.numel()
-        return mixed_RI @ weight_IZ + bias_Z
+        num_read = sum(len(group.rows) * len(group.key_slots) for group in groups)
+        self.flops += 4 * num_read * q_RHD.shape[1] * q_RHD.shape[2] + 2 * len(q_RHD) * weight_IZ.numel()
+        return mixed_RHD.flatten(1).float() @ weight_IZ + bias_Z
 
     def _look(self, layer: int, positions: Sequence[int]) -> Iterator["_Tile"]:
         """The queries asked for, in tiles, with the keys that lie before them now, turned to the reader's positions."""

@@ -10,7 +10,7 @@ from agentkv.screening.selectors.relay import Relay
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.repair_boundary import RepairBoundary
 from agentkv.screening.selectors.value_deviation import ValueDeviation
-from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView
+from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, Reread, ReuseView
 from drawn_attention import DrawnAttention
 
 SEEN = PlacedSpan(start=20, end=40, handle=1)
@@ -194,6 +194,7 @@ def test_reading_change_takes_what_reads_anew_and_the_rows_right_behind_it() -> 
 
 def test_unread_messages_are_those_that_the_author_had_not_seen() -> None:
     """Neither fresh text between messages, nor a message that the author saw, nor one that stands behind."""
-    unread = unread_messages(view(SEEN, CHANGED, LOST), [*range(50, 100)])
-    assert unread[0].nonzero().flatten().tolist() == list(range(20, 40))
-    assert not unread[40:].any()
+    assert unread_messages(view(SEEN, CHANGED, LOST)) == [
+        Reread(positions=range(50, 90), left_out=((20, 40),)),
+        Reread(positions=range(90, 100)),
+    ]
