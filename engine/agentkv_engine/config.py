@@ -28,6 +28,7 @@ class EngineConfig:
         trace_layers: layers in which every row leaves its query and a sketch of what it read beside its keys: selectors
             can ask reused rows there what this context changes for them, without running them. Those that the model
             does not have are left out.
+        graph_memory: bytes that captured CUDA graphs of small steps may take; 0 captures none.
 
     Raises:
         ValueError: a count below 1, or a layer below 0.
@@ -41,6 +42,7 @@ class EngineConfig:
     device: str = "cpu"
     dtype: torch.dtype | None = None
     trace_layers: tuple[int, ...] = ()
+    graph_memory: int = 1 * GIB
 
     def __post_init__(self) -> None:
         if min(self.max_rows_per_step, self.max_sequences) < 1:

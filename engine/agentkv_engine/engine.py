@@ -22,6 +22,7 @@ from agentkv_engine.model.operations import choose_operations
 from agentkv_engine.model.pooled import PooledStates
 from agentkv_engine.request import FinishReason, Output, Request, ReuseMode, StepOutput
 from agentkv_engine.reuse import Resident
+from agentkv_engine.runner.forward import choose_forward
 from agentkv_engine.runner.inputs import InputBuilder
 from agentkv_engine.runner.model_runner import ModelRunner
 from agentkv_engine.runner.observer import Observer
@@ -115,15 +116,14 @@ class Engine:
             max_sequences=config.max_sequences,
             limit=self.max_tokens,
         )
-        inputs = InputBuilder(
+        forward = choose_forward(
+            decoder,
             pool=self._tensors,
             backend=backend,
             operations=choose_operations(shape, config.device),
-            rope=decoder.rope,
-            levels=levels,
-            device=config.device,
+            graph_memory=config.graph_memory,
         )
-        self._runner = ModelRunner(decoder, inputs)
+        self._runner = ModelRunner(forward, InputBuilder(levels))
         self._arrivals = 0
 
     @classmethod

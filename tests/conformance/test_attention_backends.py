@@ -181,10 +181,13 @@ def both(case: Case, heads: Heads, dtype: torch.dtype, **options) -> tuple[torch
 CASES = [decode, prefill, screened, many_runs, mixed, unsorted_depths]
 
 
-@pytest.mark.parametrize("dense", [True, False], ids=["dense", "rows"])
+WAYS = {"dense": {}, "rows": {"dense": False}, "not gathered": {"dense": False, "most_gathered": 0}}
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
-def test_equals_the_oracle(make, dense: bool) -> None:
-    expected, got = both(make(), Heads(), torch.float32, dense=dense)
+def test_equals_the_oracle(make, options: dict) -> None:
+    expected, got = both(make(), Heads(), torch.float32, **options)
     assert (got - expected).abs().max() < TOLERANCE[torch.float32]
 
 

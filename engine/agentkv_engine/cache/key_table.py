@@ -73,9 +73,11 @@ class KeyTable:
         return self._offsets_P[positions_N]
 
     def readable(self, level: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Keys that a list offers before position `end`: (positions, slots, offsets). Positions without a key, which
-        only a probe meets, are left out."""
+        """Keys that a list offers before position `end`: (positions, slots, offsets), valid until the next change.
+        Positions without a key, which only a probe meets, are left out."""
         slots = self._slots_KP[level, :end]
+        if slots.min(initial=0) != NO_SLOT:
+            return np.arange(len(slots)), slots, self._offsets_P[:end]
         positions = np.flatnonzero(slots != NO_SLOT)
         return positions, slots[positions], self._offsets_P[positions]
 

@@ -15,6 +15,7 @@ class KVPool:
 
     Attributes:
         traces: what rows leave beside them in the traced layers, where there are any.
+        scratch_slot: a slot behind all blocks, for rows that only pad a step: written, never read.
     """
 
     def __init__(
@@ -28,14 +29,17 @@ class KVPool:
         device: str,
         traced: TracedShape | None = None,
     ) -> None:
-        shape = (num_blocks, BLOCK_SIZE, num_kv_heads, head_dim)
+        shape = (num_blocks + 1, BLOCK_SIZE, num_kv_heads, head_dim)
         self.num_blocks = num_blocks
+        self.scratch_slot = num_blocks * BLOCK_SIZE
         self.device = device
         self.dtype = dtype
         self.head_shape = (num_kv_heads, head_dim)
         self._keys = [torch.empty(shape, dtype=dtype, device=device).flatten(0, 1) for _ in range(num_layers)]
         self._values = [torch.empty(shape, dtype=dtype, device=device).flatten(0, 1) for _ in range(num_layers)]
-        self.traces = None if traced is None else RowTraces(traced, num_slots=num_blocks * BLOCK_SIZE, device=device)
+        self.traces = (
+            None if traced is None else RowTraces(traced, num_slots=(num_blocks + 1) * BLOCK_SIZE, device=device)
+        )
         self.block_bytes = bytes_per_block(num_layers, num_kv_heads, head_dim, dtype, traced=traced)
 
     @property

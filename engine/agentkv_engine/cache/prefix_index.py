@@ -107,7 +107,7 @@ class PrefixIndex:
                     self._add(self._screened, (digest, rule), keys_of(start, end), made)
 
     def _add(self, entries: dict[Key, PrefixEntry], key: Key, keys: Keys, entry: Callable[..., PrefixEntry]) -> None:
-        blocks = np.unique(keys.slots_KN // BLOCK_SIZE).tolist()
+        blocks = set((keys.slots_KN // BLOCK_SIZE).ravel().tolist())  # few: a set is faster than numpy
         keeper_id = self._pool.keep(blocks, lambda: entries.__delitem__(key))
         self._pool.seal(keys.slots_KN)
         entries[key] = entry(keys=keys, keeper_id=keeper_id)

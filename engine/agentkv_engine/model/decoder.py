@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from agentkv_engine.model.layers import DecoderLayer, RMSNorm
 from agentkv_engine.model.model_config import ModelConfig
+from agentkv_engine.model.operations import Operations
 from agentkv_engine.model.rope import RotaryEmbedding
 from agentkv_engine.model.step import Step
 
@@ -29,8 +30,8 @@ class Decoder(nn.Module):
         """Run a step's rows; returns float32 logits [len(step.logits_rows), vocabulary]."""
         x, delta = self.hidden(step)
         for pooled in step.pooled:
-            pooled.into.add(self.last_states(x, delta, pooled.rows, step))
-        return self.logits(x, delta, step)
+            pooled.into.add(self.last_states(x, delta, pooled.rows, step.operations))
+        return self.logits(x, delta, step.logits_rows, step.operations)
 
     def hidden(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """Residual stream of the rows of full depth behind the last layer, and what the last block adds to it."""
@@ -42,12 +43,12 @@ class Decoder(nn.Module):
             x, delta = layer(x[:num_writing], None if delta is None else delta[:num_writing], step)
         return x, delta
 
-    def logits(self, x: Tensor, delta: Tensor | None, step: Step) -> Tensor:
-        """Logits of the rows that want some."""
-        if len(step.logits_rows) == 0:
+    def logits(self, x: Tensor, delta: Tensor | None, rows: Tensor, operations: Operations) -> Tensor:
+        """Logits of these rows, from what `hidden` gave."""
+        if len(rows) == 0:
             return x.new_empty(0, self.config.vocab_size, dtype=torch.float32)
-        return self.head(self.last_states(x, delta, step.logits_rows, step)).float()
+        return self.head(self.last_states(x, delta, rows, operations)).float()
 
-    def last_states(self, x: Tensor, delta: Tensor | None, rows: Tensor, step: Step) -> Tensor:
+    def last_states(self, x: Tensor, delta: Tensor | None, rows: Tensor, operations: Operations) -> Tensor:
         """Hidden states of some rows of full depth behind the last layer and its norm."""
-        return self.norm.after_adding(x[rows], None if delta is None else delta[rows], step)[1]
+        return self.norm.after_adding(x[rows], None if delta is None else delta[rows], operations)[1]

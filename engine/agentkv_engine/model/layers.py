@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agentkv_engine.model.model_config import ModelConfig
-from agentkv_engine.model.operations import rms_norm
+from agentkv_engine.model.operations import Operations, rms_norm
 from agentkv_engine.model.rope import inverse, rotate
 from agentkv_engine.model.step import Step
 
@@ -24,9 +24,9 @@ class RMSNorm(nn.Module):
     def forward(self, x_NE: Tensor) -> Tensor:
         return rms_norm(x_NE, self.weight, self.eps)
 
-    def after_adding(self, x_NE: Tensor, delta_NE: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
+    def after_adding(self, x_NE: Tensor, delta_NE: Tensor | None, operations: Operations) -> tuple[Tensor, Tensor]:
         """The residual stream with what the last block adds to it, and that sum normalised."""
-        return step.operations.add_norm(x_NE, delta_NE, self.weight, self.eps)
+        return operations.add_norm(x_NE, delta_NE, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -107,8 +107,9 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x_WE: Tensor, delta_WE: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
         num_attending = step.num_attending(self.index)
-        x_WE, normed_WE = self.attention_norm.after_adding(x_WE, delta_WE, step)
-        x_AE, normed_AE = self.mlp_norm.after_adding(x_WE[:num_attending], self.attention(normed_WE, step), step)
+        x_WE, normed_WE = self.attention_norm.after_adding(x_WE, delta_WE, step.operations)
+        attended_AE = self.attention(normed_WE, step)
+        x_AE, normed_AE = self.mlp_norm.after_adding(x_WE[:num_attending], attended_AE, step.operations)
         delta_AE = self.mlp(normed_AE, step)
         traces = step.pool.traces
         if traces is not None and self.index in traces.layers:

@@ -112,7 +112,7 @@ def swiglu_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr)
     tl.store(out_ptr + row * SIZE + at_F, (silu_F.to(tl.float32) * up_F.to(tl.float32)).to(gate_F.dtype), mask=inside_F)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_attending"])
 def rotate_and_store_kernel(
     qkv_ptr,
     q_ptr,

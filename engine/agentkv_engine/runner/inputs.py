@@ -1,21 +1,14 @@
-"""From a schedule to a `Step`: rows sorted by depth, their slots, and the keys that each sequence's rows may see."""
+"""A schedule's step on the host: rows sorted by depth, their slots, and the keys that each sequence's rows may see."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from agentkv_engine.attention.backend import AttentionBackend
 from agentkv_engine.attention.rows import SequenceRows
-from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
-from agentkv_engine.model.operations import Operations, RowPlaces
-from agentkv_engine.model.pooled import PooledRows
-from agentkv_engine.model.rope import RotaryEmbedding
-from agentkv_engine.model.step import RecordedRows, Step
+from agentkv_engine.model.pooled import PooledStates
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
 
 
@@ -39,29 +32,64 @@ class _RowOrder:
         order = np.lexsort((positions, owner, -depths))
         return cls(owner[order], index[order], positions[order], depths[order])
 
+    def by_owner(self, num_rows: int, num_owners: int) -> list[np.ndarray]:
+        """Of the first rows those of each owner, ascending."""
+        owner = self.owner_N[:num_rows]
+        counts = np.bincount(owner, minlength=num_owners)
+        return np.split(np.argsort(owner, kind="stable"), np.cumsum(counts)[:-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeRows:
+    """Rows of one probe among those of a step: their indices, the rows of the record that they fill, and the record."""
+
+    rows: np.ndarray
+    into: np.ndarray
+    queries_LRHD: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInput:
+    """A step on the host. Rows are sorted: deepest first, then by sequence, then by position.
+
+    Attributes:
+        token_ids_N, slots_N, positions_N: of each row.
+        offsets_N: of the run in which it stands; 0 for fresh rows.
+        writing, attending: rows that write, and rows that attend, in each layer.
+        sequences: rows that attend and keys that they may see, by sequence; one list for each way in which layers
+            differ.
+        list_of_layer: which of these lists is a layer's.
+        logits_rows: rows whose logits are wanted, by sequence, in order of position.
+        probes: rows whose queries are recorded.
+        pooled: rows whose last hidden states are pooled, and where; they are of full depth.
+    """
+
+    token_ids_N: np.ndarray
+    slots_N: np.ndarray
+    positions_N: np.ndarray
+    offsets_N: np.ndarray
+    writing: tuple[int, ...]
+    attending: tuple[int, ...]
+    sequences: tuple[list[SequenceRows], ...]
+    list_of_layer: tuple[int, ...]
+    logits_rows: np.ndarray
+    probes: tuple[ProbeRows, ...]
+    pooled: tuple[tuple[np.ndarray, PooledStates], ...]
+
+    @property
+    def num_rows(self) -> int:
+        """All rows."""
+        return len(self.token_ids_N)
+
 
 class InputBuilder:
-    """Builds steps for one model and pool."""
+    """Builds steps' inputs for one engine."""
 
-    def __init__(
-        self,
-        *,
-        pool: KVPool,
-        backend: AttentionBackend[Any],
-        operations: Operations,
-        rope: RotaryEmbedding,
-        levels: Levels,
-        device: str,
-    ) -> None:
-        self._pool = pool
-        self._backend = backend
-        self._operations = operations
-        self._rope = rope
+    def __init__(self, levels: Levels) -> None:
         self._levels = levels
-        self._device = device
 
-    def build(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> Step:
-        """The step of a schedule.
+    def build(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> StepInput:
+        """The input of a schedule's step.
 
         Args:
             schedule: what to run; at least one row.
@@ -71,80 +99,66 @@ class InputBuilder:
         items = schedule.scheduled
         slots, offsets = np.empty_like(order.positions_N), np.empty_like(order.positions_N)
         token_ids = np.empty_like(order.positions_N)
-        for number, item in enumerate(items):
-            mine = order.owner_N == number
+        rows_of = order.by_owner(len(order.owner_N), len(items))
+        for item, mine in zip(items, rows_of, strict=True):
             positions, residence = order.positions_N[mine], item.sequence.held
-            complete = residence.table.has_keys_before(int(positions.max()) + 1)
-            assert complete or residence.probe is not None, "a row would miss keys before it"
             slots[mine] = residence.own_P[positions]
             offsets[mine] = residence.table.offsets_at(positions)
             known = item.sequence.token_ids
             token_ids[mine] = [known[position] for position in positions.tolist()]
         assert_writable(slots)
-        layers = range(self._levels.num_layers)
-        return Step(
-            token_ids_N=self._tensor(token_ids),
-            places=RowPlaces(
-                slots_N=self._tensor(slots),
-                rotation_N=self._rope.at_positions(self._tensor(order.positions_N)),
-                home_N=self._rope.by_offsets(self._tensor(offsets)) if offsets.any() else None,
+        layers = np.arange(self._levels.num_layers)
+        deepest_first = -order.depths_N
+        attending = np.searchsorted(deepest_first, -layers, side="left").tolist()
+        sequences, list_of_layer = self._sequences(items, order, attending, rows_of)
+        return StepInput(
+            token_ids_N=token_ids,
+            slots_N=slots,
+            positions_N=order.positions_N,
+            offsets_N=offsets,
+            writing=tuple(np.searchsorted(deepest_first, -layers, side="right").tolist()),
+            attending=tuple(attending),
+            sequences=sequences,
+            list_of_layer=list_of_layer,
+            logits_rows=_logits_rows(items, order),
+            probes=tuple(_probe_rows(items, order, rows_of)),
+            pooled=tuple(
+                (mine, i.sequence.states) for i, mine in zip(items, rows_of, strict=True) if i.sequence.states
             ),
-            writing=tuple(int((order.depths_N >= layer).sum()) for layer in layers),
-            attending=tuple(int((order.depths_N > layer).sum()) for layer in layers),
-            attention_of_layer=self._attention(items, order),
-            logits_rows=self._tensor(_logits_rows(items, order)),
-            pool=self._pool,
-            backend=self._backend,
-            operations=self._operations,
-            recorded=tuple(self._recorded(items, order)),
-            pooled=tuple(self._pooled(items, order)),
         )
 
-    def _recorded(self, items: tuple[ScheduledSeq, ...], order: _RowOrder) -> Iterator[RecordedRows]:
-        """The rows of each probe that has some in this step."""
-        for number, item in enumerate(items):
-            probe = item.sequence.held.probe
-            mine = np.flatnonzero(order.owner_N == number)
-            rows = mine[item.rows.observed[order.index_N[mine]]]
-            if probe is None or len(rows) == 0:
-                continue
-            yield RecordedRows(
-                indices=rows.tolist(),
-                rows=self._tensor(rows),
-                into=self._tensor(probe.records[-1].row_of(order.positions_N[rows])),
-                queries_LRHD=probe.records[-1].queries_LRHD,
-            )
-
-    def _pooled(self, items: tuple[ScheduledSeq, ...], order: _RowOrder) -> Iterator[PooledRows]:
-        """All rows of the sequences that are pooled: they are of full depth."""
-        for number, item in enumerate(items):
-            if item.sequence.states is not None:
-                rows = np.flatnonzero(order.owner_N == number)
-                yield PooledRows(rows=self._tensor(rows), into=item.sequence.states)
-
-    def _attention(self, items: tuple[ScheduledSeq, ...], order: _RowOrder) -> tuple[Any, ...]:
-        """Metadata of each layer; layers with the same attending rows and the same slot list share it."""
-        prepared: dict[tuple[int, int], Any] = {}
-        of_layer = []
-        for layer in range(self._levels.num_layers):
-            key = (int((order.depths_N > layer).sum()), self._levels.list_of_layer(layer))
-            if key not in prepared:
-                sequences = [_sequence_rows(number, item, order, *key) for number, item in enumerate(items)]
-                prepared[key] = self._backend.prepare([rows for rows in sequences if len(rows.rows)])
-            of_layer.append(prepared[key])
-        return tuple(of_layer)
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+    def _sequences(
+        self,
+        items: tuple[ScheduledSeq, ...],
+        order: _RowOrder,
+        attending: list[int],
+        all_rows_of: list[np.ndarray],
+    ) -> tuple[tuple[list[SequenceRows], ...], tuple[int, ...]]:
+        """Layers with the same attending rows and the same slot list share a list."""
+        number_of: dict[tuple[int, int], int] = {}
+        lists, of_layer = [], []
+        for layer, num_attending in enumerate(attending):
+            key = (num_attending, self._levels.list_of_layer(layer))
+            if key not in number_of:
+                number_of[key] = len(lists)
+                everyone = num_attending == len(order.owner_N)
+                rows_of = all_rows_of if everyone else order.by_owner(num_attending, len(items))
+                lists.append(
+                    [
+                        _sequence_rows(i, rows, order, key[1])
+                        for i, rows in zip(items, rows_of, strict=True)
+                        if len(rows)
+                    ]
+                )
+            of_layer.append(number_of[key])
+        return tuple(lists), tuple(of_layer)
 
 
-def _sequence_rows(
-    number: int, item: ScheduledSeq, order: _RowOrder, num_attending: int, slot_list: int
-) -> SequenceRows:
-    rows = np.flatnonzero(order.owner_N[:num_attending] == number)
-    positions = order.positions_N[rows]
-    residence = item.sequence.held
-    key_positions, key_slots, key_offsets = residence.table.readable(slot_list, int(positions.max(initial=-1)) + 1)
+def _sequence_rows(item: ScheduledSeq, rows: np.ndarray, order: _RowOrder, slot_list: int) -> SequenceRows:
+    positions, residence = order.positions_N[rows], item.sequence.held
+    end = int(positions[-1] if len(rows) == 1 else positions.max()) + 1
+    key_positions, key_slots, key_offsets = residence.table.readable(slot_list, end)
+    assert len(key_positions) == end or residence.probe is not None, "a row would miss keys before it"
     return SequenceRows(
         rows=rows,
         positions=positions,
@@ -154,10 +168,19 @@ def _sequence_rows(
     )
 
 
+def _probe_rows(items: tuple[ScheduledSeq, ...], order: _RowOrder, rows_of: list[np.ndarray]) -> Iterator[ProbeRows]:
+    """The rows of each probe that has some in this step."""
+    for item, mine in zip(items, rows_of, strict=True):
+        probe = item.sequence.held.probe
+        if probe is None:
+            continue
+        rows = mine[item.rows.observed[order.index_N[mine]]]
+        if len(rows):
+            into = probe.records[-1].row_of(order.positions_N[rows])
+            yield ProbeRows(rows=rows, into=into, queries_LRHD=probe.records[-1].queries_LRHD)
+
+
 def _logits_rows(items: tuple[ScheduledSeq, ...], order: _RowOrder) -> np.ndarray:
-    """Rows whose logits are wanted, by sequence, in order of position."""
-    wanted = []
-    for number, item in enumerate(items):
-        first = len(item.rows) - item.num_logits
-        wanted.append(np.flatnonzero((order.owner_N == number) & (order.index_N >= first)))
-    return np.concatenate(wanted)
+    first_N = np.asarray([len(item.rows) - item.num_logits for item in items])[order.owner_N]
+    wanted = np.flatnonzero(order.index_N >= first_N)
+    return wanted[np.lexsort((order.index_N[wanted], order.owner_N[wanted]))]

@@ -6,7 +6,7 @@ from itertools import accumulate
 import numpy as np
 from torch import Tensor
 
-from agentkv_engine.model.decoder import Decoder
+from agentkv_engine.runner.forward import Forward
 from agentkv_engine.runner.inputs import InputBuilder
 from agentkv_engine.sampling.result import TokenLogprobs
 from agentkv_engine.sampling.sampler import Sample, sample, score
@@ -16,14 +16,14 @@ from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput, SeqRe
 class ModelRunner:
     """One model on one device."""
 
-    def __init__(self, decoder: Decoder, inputs: InputBuilder) -> None:
-        self._decoder = decoder
+    def __init__(self, forward: Forward, inputs: InputBuilder) -> None:
+        self._forward = forward
         self._inputs = inputs
 
     def run(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> list[SeqResult]:
         """Run one step of at least one row; one result a scheduled sequence."""
         items = schedule.scheduled
-        logits = self._decoder(self._inputs.build(schedule, assert_writable))
+        logits = self._forward(self._inputs.build(schedule, assert_writable))
         samples = _sample(items, logits)
         return [
             SeqResult(logits=part, sampled=samples.get(number), scored=_score(item, part))

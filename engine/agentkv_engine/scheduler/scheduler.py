@@ -279,6 +279,8 @@ class Scheduler:
         """Count the layers that ran for the prompt, by kind of work.
 
         Rows before the first span are final, probed or not: they are fresh work."""
+        if rows.positions[0] >= seq.num_prompt:  # ascending: nothing of the prompt
+            return
         in_prompt = rows.positions < seq.num_prompt
         reused = np.zeros(len(rows), dtype=bool)
         for span in seq.held.reused:

@@ -1,163 +1,114 @@
-"""`agentkv bench ttft`, once its options are read: both arms interleaved, a table, a file."""
+"""`agentkv bench`, once its options are read: runs one benchmark, shows its tables, writes its file."""
 
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from agentkv.errors import ConfigError
-from agentkv_engine.config import EngineConfig
-from agentkv_engine.engine import Engine
-from agentkv_engine.request import TokenSources
-from agentkv_evals.bench.rates import Rates, floor_seconds, flops_of, measure_rates, synchronize
-from agentkv_evals.bench.shapes import SHAPES, random_decoder
-from agentkv_evals.bench.workload import Workload, first_token, make_workload
+from agentkv_evals.bench.decode import run_decode
+from agentkv_evals.bench.memory import run_memory
+from agentkv_evals.bench.ttft import run_ttft
 from agentkv_evals.comparison.environment import environment
 
-POOL_PROMPTS = 6
-"""Prompts of the greatest length that the pool holds: residents, their authors' contexts, and a reader."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The command's options; empty lists take the benchmark's own defaults."""
+
+    benchmark: str
+    shape: str
+    lengths: tuple[int, ...] = ()
+    ratios: tuple[float, ...] = ()
+    batches: tuple[int, ...] = (1, 8, 32, 64)
+    tokens: int = 32
+    threads: int = 16
+    rounds: int = 5
+    transformers: bool = False
+    profile_to: Path | None = None
+    device: str | None = None
+    seed: int = 0
+    json_file: Path | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class Arm:
-    """One arm's runs at one length. `ratio` None is full prefill."""
-
-    ratio: float | None
-    seconds: list[float] = field(default_factory=list)
-    steps: list[list[float]] = field(default_factory=list)
-    sources: TokenSources | None = None
-
-    @property
-    def name(self) -> str:
-        """As shown."""
-        return "full" if self.ratio is None else f"screened {self.ratio:.0%}"
-
-
-def run_ttft(
-    *,
-    shape: str,
-    lengths: Sequence[int],
-    ratios: Sequence[float],
-    rounds: int,
-    device: str | None,
-    seed: int,
-    json_file: Path | None,
-    console: Console,
-) -> list[dict[str, Any]]:
-    """Measure; returns one record an arm and length.
+def run_benchmark(settings: Settings, console: Console | None = None) -> dict[str, Any]:
+    """Run one benchmark; returns what is written to the file.
 
     Raises:
-        ConfigError: a file that can't be written, or a length that the shape does not hold.
+        ConfigError: options that do not fit each other, files that can't be written, or a device that is not here.
     """
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ConfigError(f"can't write {json_file}: make the folder {json_file.parent} first")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    engine, weight_bytes = _engine(shape, max(lengths), device, seed)
-    rates = measure_rates(engine.config.dtype or torch.float32, device)
-    console.print(f"{shape} on {device}: {rates.flops / 1e12:.1f} TFLOP/s, copy {rates.bytes / 1e12:.2f} TB/s")
-    records = []
-    for length in lengths:
-        workload = make_workload(engine, length, seed=seed)
-        arms = [Arm(ratio=ratio) for ratio in (None, *ratios)]
-        for number in range(rounds + 1):  # the first is dropped
-            for arm in arms:
-                _play(engine, workload, arm, f"{length} {arm.name} {number}", seed + number)
-        for resident in workload.residents:
-            engine.release(resident.handle)
-        records += [_record(engine, length, arm, arms[0], rates, weight_bytes) for arm in arms]
-        console.print(_table([record for record in records if record["length"] == length], length))
-    if json_file is not None:
-        content = {"shape": shape, "rounds": rounds, "seed": seed, "environment": environment(), "arms": records}
-        content |= {"gemm_flops": rates.flops, "copy_bytes": rates.bytes, "device": _device_name(device)}
-        json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return records
-
-
-def _engine(shape: str, longest: int, device: str, seed: int) -> tuple[Engine, int]:
-    """An engine with room for the longest prompt in one step, and the bytes that one pass over its layers reads."""
-    config = SHAPES[shape]
-    if longest >= config.context_length:
-        raise ConfigError(f"{shape} takes prompts of fewer than {config.context_length} tokens, not of {longest}")
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    decoder = random_decoder(config, dtype=dtype, device=device, seed=seed)
-    token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
-    engine_config = EngineConfig(
-        kv_memory=POOL_PROMPTS * (longest + 64) * token_bytes,
-        max_rows_per_step=2 * longest,
-        device=device,
-        dtype=dtype,
-    )
-    weights = sum(parameter.numel() for parameter in decoder.layers.parameters()) * dtype.itemsize
-    return Engine(decoder, engine_config, revision=f"random {shape}"), weights
-
-
-def _play(engine: Engine, workload: Workload, arm: Arm, request_id: str, seed: int) -> None:
-    device = engine.config.device
-    request = workload.request(request_id, arm.ratio, seed)
-    synchronize(device)
-    times = [time.perf_counter()]
-    for sources in first_token(engine, request):
-        synchronize(device)
-        times.append(time.perf_counter())
-        arm.sources = sources
-    arm.seconds.append(times[-1] - times[0])
-    arm.steps.append([end - start for start, end in pairwise(times)])
-    assert arm.sources is not None, "the request ended without a token"
-    assert not arm.sources.fallbacks, f"reuse did not happen: {arm.sources.fallbacks}"
-
-
-def _record(engine: Engine, length: int, arm: Arm, full: Arm, rates: Rates, weight_bytes: int) -> dict[str, Any]:
-    assert arm.sources is not None
-    seconds = arm.seconds[1:]
-    ratios = sorted(whole / own for whole, own in zip(full.seconds[1:], seconds, strict=True))
-    floor = floor_seconds(flops_of(engine.model_config, arm.sources), weight_bytes, rates)
-    return {
-        "length": length,
-        "arm": arm.name,
-        "ratio": arm.ratio,
-        "ttft_ms": [1e3 * value for value in seconds],
-        "ttft_ms_median": 1e3 * median(seconds),
-        "steps_ms_median": [1e3 * median(step) for step in zip(*arm.steps[1:], strict=False)],
-        "times_faster": ratios,
-        "times_faster_median": median(ratios),
-        "floor_ms": 1e3 * floor,
-        "share_of_roofline": floor / median(seconds),
-        "row_layers": arm.sources.row_layers,
-        "row_layers_of_full": length * engine.model_config.num_layers,
-        "reused": arm.sources.reused,
-        "repaired": arm.sources.repaired,
-        "computed": arm.sources.computed,
+    device = _device(settings)
+    for path in (settings.json_file, settings.profile_to and settings.profile_to / "trace.json"):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"can't write {path}: make the folder {path.parent} first")
+    try:
+        result = _run(settings, device, console or Console())
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error).partition(".")[0]
+        raise ConfigError(f"{settings.shape} does not fit ({reason}): take a smaller shape, length or batch") from None
+    content = {
+        "benchmark": settings.benchmark,
+        "shape": settings.shape,
+        "rounds": settings.rounds,
+        "seed": settings.seed,
+        "environment": environment(),
+        "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
+        **result,
     }
+    if settings.json_file is not None:
+        settings.json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return content
 
 
-def _table(records: Sequence[dict[str, Any]], length: int) -> Table:
-    table = Table(title=f"time to first token, {length} tokens (ms; rows: row-layers; floor: roofline)", padding=(0, 0))
-    titles = "arm", "TTFT", "min..max", "steps", "faster", "min..max", "rows", "floor", "share"
-    for title in titles:
-        table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
-    for record in records:
-        ttft, faster = record["ttft_ms"], record["times_faster"]
-        table.add_row(
-            record["arm"],
-            f"{record['ttft_ms_median']:.1f}",
-            f"{min(ttft):.1f}..{max(ttft):.1f}",
-            " + ".join(f"{step:.1f}" for step in record["steps_ms_median"]),
-            f"{record['times_faster_median']:.2f}",
-            f"{faster[0]:.2f}..{faster[-1]:.2f}",
-            f"{record['row_layers'] / record['row_layers_of_full']:.1%}",
-            f"{record['floor_ms']:.1f}",
-            f"{record['share_of_roofline']:.0%}",
-        )
-    return table
+def _device(settings: Settings) -> str:
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} is not here: torch {torch.__version__} sees no CUDA device; give cpu")
+    return device
 
 
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device != "cpu" else "cpu"
+def _run(settings: Settings, device: str, console: Console) -> dict[str, Any]:
+    match settings.benchmark:
+        case "ttft":
+            return run_ttft(
+                shape=settings.shape,
+                lengths=settings.lengths or (2048,),
+                ratios=settings.ratios or (0.02, 0.05, 0.1, 0.2),
+                rounds=settings.rounds,
+                device=device,
+                seed=settings.seed,
+                profile_to=settings.profile_to,
+                console=console,
+            )
+        case "decode":
+            return run_decode(
+                shape=settings.shape,
+                batches=settings.batches,
+                context=_one_length(settings, 2048),
+                num_tokens=settings.tokens,
+                rounds=settings.rounds,
+                device=device,
+                seed=settings.seed,
+                beside_transformers=settings.transformers,
+                console=console,
+            )
+        case "memory":
+            return run_memory(
+                shape=settings.shape,
+                length=_one_length(settings, 8192),
+                ratios=settings.ratios or (0.05,),
+                threads=settings.threads,
+                device=device,
+                seed=settings.seed,
+                console=console,
+            )
+    raise ConfigError(f"there is no benchmark {settings.benchmark!r}: take ttft, decode or memory")
+
+
+def _one_length(settings: Settings, default: int) -> int:
+    if len(settings.lengths) > 1:
+        raise ConfigError(f"{settings.benchmark} takes one --length, not {len(settings.lengths)}")
+    return settings.lengths[0] if settings.lengths else default

@@ -73,6 +73,11 @@ SHAPES: dict[str, ModelConfig] = {
 }
 
 
+def device_dtype(device: str) -> torch.dtype:
+    """Of weights and KV: float32 on CPU, else bfloat16."""
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
 def random_decoder(config: ModelConfig, *, dtype: torch.dtype, device: str, seed: int) -> Decoder:
     """A decoder of normal random weights, drawn on the device."""
     rope = RotaryEmbedding(config.rope, config.head_dim, config.context_length).to(device)

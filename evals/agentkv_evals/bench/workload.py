@@ -57,15 +57,17 @@ class Workload:
         )
 
 
-def make_workload(engine: Engine, length: int, *, seed: int) -> Workload:
-    """Run authors, each with a context of its own before the text it writes, and place their texts in a new prompt."""
+def make_workload(engine: Engine, length: int, *, seed: int, most_context: int | None = None) -> Workload:
+    """Run authors, each with a context of its own before the text it writes, and place their texts in a new prompt.
+
+    `most_context` None lets an author read up to a quarter of the prompt's length."""
     lot = random.Random(seed)
     gaps = _shares(round(FRESH_SHARE * length), NUM_SPANS + 1)
     texts = _shares(length - sum(gaps), NUM_SPANS)
     prompt = list(_tokens(lot, gaps[0], engine))
     spans, residents = [], []
     for number, (text_length, gap) in enumerate(zip(texts, gaps[1:], strict=True)):
-        context = _tokens(lot, lot.randint(1, max(2, length // 4)), engine)
+        context = _tokens(lot, lot.randint(1, most_context or max(2, length // 4)), engine)
         text = _tokens(lot, text_length, engine)
         resident = _author(engine, f"author {number} of {length}", context, text)
         start = len(prompt)
@@ -88,6 +90,11 @@ def first_token(engine: Engine, request: Request) -> Iterator[TokenSources | Non
                 yield output.sources
                 return
         yield None
+
+
+def random_tokens(seed: int, count: int, engine: Engine) -> tuple[int, ...]:
+    """A prompt of random tokens."""
+    return _tokens(random.Random(seed), count, engine)
 
 
 def _author(engine: Engine, name: str, context: tuple[int, ...], text: tuple[int, ...]) -> Resident:

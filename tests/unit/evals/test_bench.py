@@ -8,20 +8,20 @@ from rich.console import Console
 
 from agentkv.errors import ConfigError
 from agentkv_evals.bench.rates import Rates, floor_seconds
-from agentkv_evals.bench.run import run_ttft
+from agentkv_evals.bench.run import Settings, run_benchmark
 
 
 def run_small(tmp_path, **options):
     file = tmp_path / "figures.json"
-    defaults = {"shape": "small", "lengths": [256], "ratios": [0.1], "rounds": 1, "device": "cpu", "seed": 0}
-    records = run_ttft(**defaults | options, json_file=file, console=Console(file=io.StringIO()))
-    return records, json.loads(file.read_text(encoding="utf-8"))
+    defaults = {"benchmark": "ttft", "lengths": (256,), "ratios": (0.1,), "rounds": 1}
+    settings = Settings(**defaults | options, shape="small", device="cpu", json_file=file)
+    result = run_benchmark(settings, Console(file=io.StringIO()))
+    assert json.loads(file.read_text(encoding="utf-8")) == result
+    return result
 
 
 def test_both_arms_are_measured_and_written(tmp_path) -> None:
-    records, written = run_small(tmp_path)
-    assert written["arms"] == records
-    full, screened = records
+    full, screened = run_small(tmp_path)["arms"]
     assert full["row_layers"] == full["row_layers_of_full"] == 256 * 4
     assert full["reused"] == 0
     assert screened["reused"] + screened["repaired"] + screened["computed"] == 256
@@ -34,10 +34,45 @@ def test_both_arms_are_measured_and_written(tmp_path) -> None:
 
 def test_a_prompt_beyond_the_context_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="131072"):
-        run_small(tmp_path, lengths=[131_072])
+        run_small(tmp_path, lengths=(131_072,))
 
 
 def test_a_phase_takes_at_least_one_pass_over_the_weights() -> None:
     rates = Rates(flops=100.0, bytes=10.0)
     assert floor_seconds({"probe": 0, "rest": 1000}, 20, rates) == 10.0
     assert floor_seconds({"probe": 100, "rest": 1000}, 20, rates) == 12.0
+
+
+def test_a_profile_names_steps_and_layers(tmp_path) -> None:
+    result = run_small(tmp_path, profile_to=tmp_path)
+    assert list(result["profiles"]["256-screened-0.1"]) == ["step 0", "step 1"]
+    trace = (tmp_path / "256-screened-0.1-1.json").read_text(encoding="utf-8")
+    assert '"layer 3"' in trace
+
+
+def test_decode_is_timed_with_the_whole_batch_running(tmp_path) -> None:
+    records = run_small(tmp_path, benchmark="decode", batches=(1, 3), lengths=(64,), tokens=2)["arms"]
+    assert [record["batch"] for record in records] == [1, 3]
+    assert [len(record["step_ms"]) for record in records] == [2, 2]
+    assert records[1]["floor_ms"] > records[0]["floor_ms"]
+    assert all(r["tokens_per_second"] == pytest.approx(1e3 * r["batch"] / r["step_ms_median"]) for r in records)
+
+
+def test_five_agents_hold_one_thread_and_their_own_rows(tmp_path) -> None:
+    result = run_small(tmp_path, benchmark="memory", lengths=(512,), ratios=(0.05,), threads=6)
+    (held,) = result["held"]
+    exact, screened = result["conversations"]
+    assert held["repaired_share"] == pytest.approx(0.97 * 0.05, abs=0.005)
+    a_block_each = 5 * 2 * 16 / 512
+    assert 1 + 5 * held["repaired_share"] < held["copies"] < held["bound"] + a_block_each
+    assert exact["conversations"] == 1
+    assert screened["conversations"] >= 3
+
+
+def test_wrong_options_are_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        run_benchmark(Settings(benchmark="ttft", shape="small", device="cuda"))
+    with pytest.raises(ConfigError, match="one --length"):
+        run_small(tmp_path, benchmark="decode", lengths=(64, 128))
+    with pytest.raises(ConfigError, match="512"):
+        run_small(tmp_path, benchmark="memory", lengths=(64,))

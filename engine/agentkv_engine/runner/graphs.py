@@ -1,0 +1,237 @@
+"""Steps as CUDA graphs: a small step's launches cost the host more time than the device, a replay costs it almost none.
+
+A graph is captured for a *size*: rows rounded up to a bucket, rounded room for keys, and few other things that decide
+which kernels run. Everything else of a step is data in buffers that are refilled before each replay. Rows that pad a
+bucket write to the pool's scratch slot and are read by nobody. Steps whose rows leave at several depths or are pooled,
+large ones, and those that meet the memory budget run one launch after the other.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agentkv_engine.attention.launch import refill, upload
+from agentkv_engine.attention.triton_rows import PreparedRows, Room, TritonRows
+from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.model.decoder import Decoder
+from agentkv_engine.model.operations import Operations, RowPlaces
+from agentkv_engine.model.step import RecordedRows, Step
+from agentkv_engine.runner.forward import Forward
+from agentkv_engine.runner.inputs import StepInput
+
+MOST_ROWS = 1024
+"""Rows of the largest step that is captured: larger ones keep the device busy anyway."""
+
+MOST_GRAPHS = 64
+
+Hidden = tuple[Tensor, Tensor | None]
+Capture = Callable[[Callable[[], Hidden]], tuple[Hidden, Callable[[], None]]]
+"""Runs something and captures it: its results, and what runs it again and puts new ones in their place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSize:
+    """What a captured graph is for: rows, room for the keys of each list, and whether queries are recorded."""
+
+    num_rows: int
+    rooms: tuple[Room, ...]
+    list_of_layer: tuple[int, ...]
+    records: bool
+
+
+def bucket(num_rows: int) -> int:
+    """Rows rounded up: powers of two up to 64, then multiples of 128, which is what matrix products are tiled by."""
+    return 1 << (num_rows - 1).bit_length() if num_rows <= 64 else -(-num_rows // 128) * 128
+
+
+class GraphForward:
+    """Replays graphs, captured the second time that a size comes; everything else is `eager`'s.
+
+    Args:
+        eager: runs the other steps.
+        memory: bytes that graphs may take; none are captured beyond.
+        capture: how.
+    """
+
+    def __init__(
+        self,
+        eager: Forward,
+        decoder: Decoder,
+        *,
+        pool: KVPool,
+        backend: TritonRows,
+        operations: Operations,
+        memory: int,
+        capture: Capture,
+    ) -> None:
+        self._eager = eager
+        self._decoder = decoder
+        self._pool = pool
+        self._backend = backend
+        self._operations = operations
+        self._memory = memory
+        self._used = 0
+        self._seen: OrderedDict[GraphSize, None] = OrderedDict()
+        self._graphs: OrderedDict[GraphSize, _Graph] = OrderedDict()
+        self._capture_with = capture
+
+    @torch.inference_mode()
+    def __call__(self, rows: StepInput) -> Tensor:
+        """See `Forward`."""
+        graph = self._graph(rows)
+        if graph is None or not graph.fill(rows):
+            return self._eager(rows)
+        graph.replay(rows)
+        return graph.logits(len(rows.logits_rows))
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs that are held."""
+        return len(self._graphs)
+
+    def _graph(self, rows: StepInput) -> "_Graph | None":
+        if rows.num_rows > MOST_ROWS or rows.attending[-1] != rows.num_rows or rows.pooled:
+            return None
+        size = GraphSize(
+            num_rows=bucket(rows.num_rows),
+            rooms=tuple(self._backend.room_for(sequences) for sequences in rows.sequences),
+            list_of_layer=rows.list_of_layer,
+            records=bool(rows.probes),
+        )
+        if size in self._graphs:
+            self._graphs.move_to_end(size)
+            return self._graphs[size]
+        if size not in self._seen:
+            self._seen[size] = None
+            if len(self._seen) > 16 * MOST_GRAPHS:
+                self._seen.popitem(last=False)
+            return None
+        return self._capture(size, rows)
+
+    def _capture(self, size: GraphSize, rows: StepInput) -> "_Graph | None":
+        """Capture a graph for a size; None, and no other try, where memory lacks or the size can't be reserved."""
+        if self._used >= self._memory:
+            return None
+        before = _reserved_bytes()
+        try:
+            reserved = [self._backend.reserve(size.num_rows, room) for room in size.rooms]
+            if any(prepared is None for prepared in reserved):
+                return None
+            graph = _Graph(self._decoder, size, [p for p in reserved if p], self._pool, self._backend, self._operations)
+            if not graph.fill(rows):
+                return None
+            graph.capture(self._capture_with)
+        except torch.cuda.OutOfMemoryError:
+            self._memory = 0
+            return None
+        self._used += _reserved_bytes() - before
+        self._graphs[size] = graph
+        if len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+        return graph
+
+
+class _Graph:
+    """One captured graph with its buffers."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        size: GraphSize,
+        reserved: list[PreparedRows],
+        pool: KVPool,
+        backend: TritonRows,
+        operations: Operations,
+    ) -> None:
+        self._decoder = decoder
+        self._size = size
+        self._reserved = reserved
+        self._backend = backend
+        self._rows_5N = torch.zeros(5, size.num_rows, dtype=torch.int64, device=pool.device)
+        self._recorded: tuple[RecordedRows, ...] = ()
+        if size.records:
+            config, all_rows = decoder.config, torch.arange(size.num_rows, device=pool.device)
+            shape = (config.num_layers, size.num_rows, config.num_heads, config.head_dim)
+            queries = torch.empty(shape, dtype=pool.dtype, device=pool.device)
+            indices = range(size.num_rows)
+            self._recorded = (RecordedRows(indices=indices, rows=all_rows, into=all_rows, queries_LRHD=queries),)
+        self._pool = pool
+        self._operations = operations
+        self._hidden: Hidden | None = None
+        self._replay: Callable[[], None] | None = None
+
+    def fill(self, rows: StepInput) -> bool:
+        """Put a step's data into the buffers; False where it does not fit."""
+        pairs = zip(self._reserved, rows.sequences, strict=True)
+        if not all(self._backend.refill(reserved, sequences) for reserved, sequences in pairs):
+            return False
+        lines = np.zeros((5, self._size.num_rows), dtype=np.int64)
+        lines[1] = self._pool.scratch_slot
+        arrays = (rows.token_ids_N, rows.slots_N, rows.positions_N, rows.offsets_N, rows.logits_rows)
+        for line, array in zip(lines, arrays, strict=True):
+            line[: len(array)] = array
+        refill(self._rows_5N.view(-1), lines.reshape(-1))
+        return True
+
+    def capture(self, capture: Capture) -> None:
+        """What the buffers hold is run for real; running it again writes the same."""
+        self._hidden, self._replay = capture(lambda: self._decoder.hidden(self._step()))
+
+    def replay(self, rows: StepInput) -> None:
+        """Run the step, and hand recorded queries over to their probes."""
+        assert self._replay is not None, "capture comes first"
+        self._replay()
+        for probe in rows.probes:
+            at, into = upload(np.concatenate([probe.rows, probe.into]), self._pool.device).chunk(2)
+            depth = len(probe.queries_LRHD)
+            probe.queries_LRHD[:, into] = self._recorded[0].queries_LRHD[:depth, at]
+
+    def logits(self, count: int) -> Tensor:
+        """Logits of the first `count` rows that want some."""
+        assert self._hidden is not None, "capture comes first"
+        x, delta = self._hidden
+        rows = self._rows_5N[4, :count]
+        return self._decoder.logits(x, delta, rows, self._operations)
+
+    def _step(self) -> Step:
+        rope, rows = self._decoder.rope, self._rows_5N
+        prepared = [self._backend.with_turns(reserved) for reserved in self._reserved]
+        everyone = (self._size.num_rows,) * self._decoder.config.num_layers
+        return Step(
+            token_ids_N=rows[0],
+            places=RowPlaces(slots_N=rows[1], rotation_N=rope.at_positions(rows[2]), home_N=rope.by_offsets(rows[3])),
+            writing=everyone,
+            attending=everyone,
+            attention_of_layer=tuple(prepared[number] for number in self._size.list_of_layer),
+            logits_rows=rows[4],
+            pool=self._pool,
+            backend=self._backend,
+            operations=self._operations,
+            recorded=self._recorded,
+        )
+
+
+def _reserved_bytes() -> int:
+    return torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
+
+
+def cuda_capture() -> Capture:
+    """Captures CUDA graphs that share one memory pool: they are never run at once."""
+    shared = torch.cuda.graph_pool_handle()
+
+    def capture(run: Callable[[], Hidden]) -> tuple[Hidden, Callable[[], None]]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # once before: kernels are compiled and loaded
+            run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=shared):
+            hidden = run()
+        return hidden, graph.replay
+
+    return capture

@@ -1,0 +1,175 @@
+"""`agentkv bench decode`: tokens a second of a batch of running requests, beside what reading memory allows."""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from agentkv.errors import ConfigError
+from agentkv_engine.config import EngineConfig
+from agentkv_engine.engine import Engine
+from agentkv_engine.request import Request, ReuseMode, SamplingParams
+from agentkv_evals.bench.rates import measure_rates, synchronize
+from agentkv_evals.bench.shapes import SHAPES, device_dtype, random_decoder
+from agentkv_evals.bench.workload import random_tokens
+
+WARM_STEPS = 8
+"""Decode steps that are not timed: kernels are loaded and graphs captured."""
+
+
+def run_decode(
+    *,
+    shape: str,
+    batches: Sequence[int],
+    context: int,
+    num_tokens: int,
+    rounds: int,
+    device: str,
+    seed: int,
+    beside_transformers: bool,
+    console: Console,
+) -> dict[str, Any]:
+    """Measure each batch size; returns the record.
+
+    Raises:
+        ConfigError: contexts that the shape does not hold.
+    """
+    config, dtype = SHAPES[shape], device_dtype(device)
+    most = context + WARM_STEPS + num_tokens + 1
+    if most > config.context_length:
+        raise ConfigError(f"{shape} takes {config.context_length} tokens, not {most}: give a shorter --length")
+    decoder = random_decoder(config, dtype=dtype, device=device, seed=seed)
+    token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+    engine = Engine(
+        decoder,
+        EngineConfig(
+            kv_memory=max(batches) * (most + 32) * token_bytes,
+            max_rows_per_step=max(2048, *batches),
+            max_sequences=max(batches),
+            device=device,
+            dtype=dtype,
+        ),
+        revision=f"random {shape}",
+    )
+    weight_bytes = sum(p.numel() * p.dtype.itemsize for p in (*decoder.layers.parameters(), decoder.head.weight))
+    rates = measure_rates(dtype, device)
+    console.print(f"{shape} on {device}: copy {rates.bytes / 1e12:.2f} TB/s, {weight_bytes / 1e9:.2f} GB of weights")
+    arms: dict[str, Callable[[int, int], list[float]]] = {
+        "agentkv": lambda batch, number: _engine_steps(engine, batch, context, num_tokens, f"{batch} {number}")
+    }
+    if beside_transformers:
+        model = _transformers_model(config, dtype, device)
+        arms["transformers"] = lambda batch, number: _transformers_steps(model, batch, context, num_tokens, number)
+    records = []
+    for batch in batches:
+        times: dict[str, list[float]] = {name: [] for name in arms}
+        for number in range(rounds):
+            for name, run in arms.items():
+                times[name] += run(batch, number)
+        floor = (weight_bytes + batch * (context + num_tokens / 2) * token_bytes) / rates.bytes
+        for name, seconds in times.items():
+            records.append(
+                {
+                    "arm": name,
+                    "batch": batch,
+                    "context": context,
+                    "step_ms_median": 1e3 * median(seconds),
+                    "step_ms": [1e3 * value for value in seconds],
+                    "tokens_per_second": batch / median(seconds),
+                    "floor_ms": 1e3 * floor,
+                    "share_of_bandwidth": floor / median(seconds),
+                }
+            )
+        console.print(_table([record for record in records if record["batch"] == batch]))
+    return {"arms": records, "copy_bytes": rates.bytes, "weight_bytes": weight_bytes}
+
+
+def _engine_steps(engine: Engine, batch: int, context: int, num_tokens: int, name: str) -> list[float]:
+    """Seconds of each timed step in which all requests of the batch decode."""
+    device, emitted = engine.config.device, dict.fromkeys((f"{name} {number}" for number in range(batch)), 0)
+    for number, request_id in enumerate(emitted):
+        engine.add(
+            Request(
+                request_id=request_id,
+                token_ids=random_tokens(number, context, engine),
+                sampling=SamplingParams(max_tokens=WARM_STEPS + num_tokens + batch),
+                mode=ReuseMode.OFF,
+                tenant=request_id,
+            )
+        )
+    seconds = []
+    while len(seconds) < WARM_STEPS + num_tokens:
+        everyone = all(emitted.values())
+        synchronize(device)
+        started = time.perf_counter()
+        outputs = engine.step()
+        synchronize(device)
+        if everyone:
+            seconds.append(time.perf_counter() - started)
+        for output in outputs:
+            if output.error is not None:
+                raise output.error
+            emitted[output.request_id] += len(output.token_ids)
+    for request_id in emitted:
+        engine.abort(request_id)
+    return seconds[WARM_STEPS:]
+
+
+def _transformers_model(config: Any, dtype: torch.dtype, device: str) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 (slow to import, for this arm alone)
+
+    theirs = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.context_length,
+        tie_word_embeddings=config.tied_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.device(device):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            return LlamaForCausalLM(theirs).eval()
+        finally:
+            torch.set_default_dtype(before)
+
+
+def _transformers_steps(model: Any, batch: int, context: int, num_tokens: int, seed: int) -> list[float]:
+    """The mean seconds of a token of `generate`: what `num_tokens` more of them add."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, model.config.vocab_size, (batch, context), generator=generator).to(model.device)
+    seconds = []
+    for count in (2, 2, 2 + num_tokens):  # the first is dropped
+        synchronize(model.device.type)
+        started = time.perf_counter()
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+        synchronize(model.device.type)
+        seconds.append(time.perf_counter() - started)
+    return [(seconds[2] - seconds[1]) / num_tokens]
+
+
+def _table(records: Sequence[dict[str, Any]]) -> Table:
+    first = records[0]
+    table = Table(title=f"decode, batch {first['batch']}, contexts of {first['context']} tokens")
+    for title in ("arm", "step ms", "tokens/s", "floor ms", "share of bandwidth"):
+        table.add_column(title, justify="left" if title == "arm" else "right")
+    for record in records:
+        table.add_row(
+            record["arm"],
+            f"{record['step_ms_median']:.2f}",
+            f"{record['tokens_per_second']:.0f}",
+            f"{record['floor_ms']:.2f}",
+            f"{record['share_of_bandwidth']:.0%}",
+        )
+    return table

@@ -1,0 +1,160 @@
+"""`agentkv bench ttft`: full and screened prefill of the same prompts, interleaved, beside the roofline."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from agentkv.errors import ConfigError
+from agentkv_engine.config import EngineConfig
+from agentkv_engine.engine import Engine
+from agentkv_engine.model.decoder import Decoder
+from agentkv_engine.request import TokenSources
+from agentkv_evals.bench.profile import layer_ranges, profile_prefill, profile_table
+from agentkv_evals.bench.rates import Rates, floor_seconds, flops_of, measure_rates, synchronize
+from agentkv_evals.bench.shapes import SHAPES, device_dtype, random_decoder
+from agentkv_evals.bench.workload import Workload, first_token, make_workload
+
+WARM_ROUNDS = 3
+"""Rounds that are dropped: kernels are compiled, and a size of step is captured the second time it comes."""
+
+POOL_PROMPTS = 6
+"""Prompts of the greatest length that the pool holds: residents, their authors' contexts, and a reader."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Arm:
+    """One arm's runs at one length. `ratio` None is full prefill."""
+
+    ratio: float | None
+    seconds: list[float] = field(default_factory=list)
+    steps: list[list[float]] = field(default_factory=list)
+    sources: TokenSources | None = None
+
+    @property
+    def name(self) -> str:
+        """As shown."""
+        return "full" if self.ratio is None else f"screened {self.ratio:.0%}"
+
+
+def run_ttft(
+    *,
+    shape: str,
+    lengths: Sequence[int],
+    ratios: Sequence[float],
+    rounds: int,
+    device: str,
+    seed: int,
+    profile_to: Path | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Measure; returns one record an arm and length.
+
+    Raises:
+        ConfigError: a length that the shape does not hold.
+    """
+    engine, decoder = _engine(shape, max(lengths), device, seed)
+    weight_bytes = sum(parameter.numel() * parameter.dtype.itemsize for parameter in decoder.layers.parameters())
+    rates = measure_rates(device_dtype(device), device)
+    console.print(f"{shape} on {device}: {rates.flops / 1e12:.1f} TFLOP/s, copy {rates.bytes / 1e12:.2f} TB/s")
+    records, profiles = [], {}
+    for length in lengths:
+        workload = make_workload(engine, length, seed=seed)
+        arms = [Arm(ratio=ratio) for ratio in (None, *ratios)]
+        for number in range(WARM_ROUNDS + rounds):
+            for arm in arms:
+                _play(engine, workload, arm, f"{length} {arm.name} {number}", seed + number)
+        if profile_to is not None:
+            with layer_ranges(decoder.layers):
+                for ratio in (None, ratios[0]):
+                    name = f"{length}-{'full' if ratio is None else f'screened-{ratio:g}'}"
+                    profiles[name] = profile_prefill(engine, workload, ratio, name, profile_to)
+                    console.print(profile_table(profiles[name], f"kernels of {name} (ms)"))
+        for resident in workload.residents:
+            engine.release(resident.handle)
+        records += [_record(engine, length, arm, arms[0], rates, weight_bytes) for arm in arms]
+        console.print(_table([record for record in records if record["length"] == length], length))
+    return {"arms": records, "profiles": profiles, "gemm_flops": rates.flops, "copy_bytes": rates.bytes}
+
+
+def _engine(shape: str, longest: int, device: str, seed: int) -> tuple[Engine, Decoder]:
+    """An engine with room for the longest prompt in one step, and its model."""
+    config = SHAPES[shape]
+    if longest >= config.context_length:
+        raise ConfigError(f"{shape} takes prompts of fewer than {config.context_length} tokens, not of {longest}")
+    dtype = device_dtype(device)
+    decoder = random_decoder(config, dtype=dtype, device=device, seed=seed)
+    token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+    engine_config = EngineConfig(
+        kv_memory=POOL_PROMPTS * (longest + 64) * token_bytes,
+        max_rows_per_step=2 * longest,
+        device=device,
+        dtype=dtype,
+    )
+    return Engine(decoder, engine_config, revision=f"random {shape}"), decoder
+
+
+def _play(engine: Engine, workload: Workload, arm: Arm, request_id: str, seed: int) -> None:
+    device = engine.config.device
+    request = workload.request(request_id, arm.ratio, seed)
+    synchronize(device)
+    times = [time.perf_counter()]
+    for sources in first_token(engine, request):
+        synchronize(device)
+        times.append(time.perf_counter())
+        arm.sources = sources
+    arm.seconds.append(times[-1] - times[0])
+    arm.steps.append([end - start for start, end in pairwise(times)])
+    assert arm.sources is not None, "the request ended without a token"
+    assert not arm.sources.fallbacks, f"reuse did not happen: {arm.sources.fallbacks}"
+
+
+def _record(engine: Engine, length: int, arm: Arm, full: Arm, rates: Rates, weight_bytes: int) -> dict[str, Any]:
+    assert arm.sources is not None
+    seconds = arm.seconds[WARM_ROUNDS:]
+    ratios = sorted(whole / own for whole, own in zip(full.seconds[WARM_ROUNDS:], seconds, strict=True))
+    floor = floor_seconds(flops_of(engine.model_config, arm.sources), weight_bytes, rates)
+    return {
+        "length": length,
+        "arm": arm.name,
+        "ratio": arm.ratio,
+        "ttft_ms": [1e3 * value for value in seconds],
+        "ttft_ms_median": 1e3 * median(seconds),
+        "steps_ms_median": [1e3 * median(step) for step in zip(*arm.steps[WARM_ROUNDS:], strict=False)],
+        "times_faster": ratios,
+        "times_faster_median": median(ratios),
+        "floor_ms": 1e3 * floor,
+        "share_of_roofline": floor / median(seconds),
+        "row_layers": arm.sources.row_layers,
+        "row_layers_of_full": length * engine.model_config.num_layers,
+        "reused": arm.sources.reused,
+        "repaired": arm.sources.repaired,
+        "computed": arm.sources.computed,
+    }
+
+
+def _table(records: Sequence[dict[str, Any]], length: int) -> Table:
+    table = Table(title=f"time to first token, {length} tokens (ms; rows: row-layers; floor: roofline)", padding=(0, 0))
+    titles = "arm", "TTFT", "min..max", "steps", "faster", "min..max", "rows", "floor", "share"
+    for title in titles:
+        table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
+    for record in records:
+        ttft, faster = record["ttft_ms"], record["times_faster"]
+        table.add_row(
+            record["arm"],
+            f"{record['ttft_ms_median']:.1f}",
+            f"{min(ttft):.1f}..{max(ttft):.1f}",
+            " + ".join(f"{step:.1f}" for step in record["steps_ms_median"]),
+            f"{record['times_faster_median']:.2f}",
+            f"{faster[0]:.2f}..{faster[-1]:.2f}",
+            f"{record['row_layers'] / record['row_layers_of_full']:.1%}",
+            f"{record['floor_ms']:.1f}",
+            f"{record['share_of_roofline']:.0%}",
+        )
+    return table

@@ -1,0 +1,147 @@
+"""Steps replayed from refilled buffers give what steps launched one by one give: padded rows, probes, traces.
+
+On CUDA graphs are captured. Elsewhere Triton's interpreter runs the kernels (see test_attention_backends.py), and a
+"graph" is a function that is called again: what is captured, and what is data, is the same.
+"""
+
+import os
+
+import pytest
+import torch
+
+from agentkv_engine.config import EngineConfig
+from agentkv_engine.engine import Engine
+from agentkv_engine.model.operations import TorchOperations
+from agentkv_engine.request import Request, ReuseMode, SamplingParams
+from agentkv_engine.reuse import Probe
+from agentkv_engine.runner.forward import EagerForward
+from engine_driver import Answer, FixedPlan, keep, prompt_of, run, span_of
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+pytest.importorskip("triton", reason="Triton is not installed: nothing is captured")
+if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("no CUDA device: set TRITON_INTERPRET=1 to run the kernels on CPU", allow_module_level=True)
+
+from agentkv_engine.attention.sdpa import SdpaBackend  # noqa: E402
+from agentkv_engine.attention.triton_rows import TritonRows  # noqa: E402
+from agentkv_engine.runner import graphs  # noqa: E402
+from agentkv_engine.runner.graphs import GraphForward  # noqa: E402
+
+pytestmark = [pytest.mark.gpu] if CUDA else []
+AUTHOR = prompt_of(60, seed=1)
+PROMPT = prompt_of(13, seed=2) + AUTHOR[10:50] + prompt_of(9, seed=3)
+
+
+def called_again(run_step):
+    """Stands for a captured graph where there is no CUDA."""
+    hidden = run_step()
+
+    def replay() -> None:
+        for old, new in zip(hidden, run_step(), strict=True):
+            old.copy_(new)
+
+    return hidden, replay
+
+
+def engine_with(decoder, *, replayed: bool, **options) -> tuple[Engine, GraphForward | None]:
+    config = EngineConfig(device=DEVICE, dtype=torch.float32, trace_layers=(1,), graph_memory=0, **options)
+    engine = Engine(decoder, config)
+    shape, parts = decoder.config, {"pool": engine._tensors, "operations": TorchOperations()}
+    eager = EagerForward(decoder, backend=SdpaBackend(decoder.rope, DEVICE), **parts)
+    engine._runner._forward = eager
+    if not replayed:
+        return engine, None
+    backend = TritonRows(
+        decoder.rope,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        dtype=torch.float32,
+        device=DEVICE,
+    )
+    capture = graphs.cuda_capture() if CUDA else called_again
+    forward = GraphForward(eager, decoder, backend=backend, memory=1 << 30, capture=capture, **parts)
+    engine._runner._forward = forward
+    return engine, forward
+
+
+def answers(engine: Engine) -> tuple[list[dict[str, Answer]], list[FixedPlan]]:
+    """Three rounds of a screened request with a probe, beside a prompt and its decodes."""
+    resident = keep(engine, AUTHOR, 10, 50)
+    sampling = SamplingParams(max_tokens=3)
+    rounds, plans = [], []
+    for number in range(3):
+        plans.append(
+            FixedPlan(dict.fromkeys(range(20, 30 + number), 3), Probe(positions=tuple(range(50, 62)), depth=3))
+        )
+        reader = Request(
+            request_id=f"reader {number}",
+            token_ids=PROMPT,
+            sampling=sampling,
+            mode=ReuseMode.SCREENED,
+            tenant=str(number),
+            spans=(span_of(resident, 13),),
+            selector=plans[-1],
+            return_logits=True,
+        )
+        other = Request(
+            request_id=f"other {number}",
+            token_ids=prompt_of(5 + number, seed=number),
+            sampling=sampling,
+            mode=ReuseMode.OFF,
+            return_logits=True,
+        )
+        rounds.append(run(engine, reader, other))
+    return rounds, plans
+
+
+@pytest.fixture(scope="module")
+def decoder(small_model):
+    from agentkv_engine.model.checkpoint import load_decoder
+
+    return load_decoder(small_model("qwen2"), dtype=torch.float32, device=DEVICE)
+
+
+def test_replayed_steps_answer_alike(decoder) -> None:
+    engine, forward = engine_with(decoder, replayed=True)
+    plain, _ = engine_with(decoder, replayed=False)
+    (got, plans), (expected, plain_plans) = answers(engine), answers(plain)
+    assert forward is not None
+    assert forward.num_graphs >= 3  # probe, planned rows, decodes
+    for ours, theirs in zip(got, expected, strict=True):
+        for name, answer in ours.items():
+            assert answer.token_ids == theirs[name].token_ids
+            assert (answer.logits - theirs[name].logits).abs().max() < 1e-3
+    for plan, plain_plan in zip(plans, plain_plans, strict=True):
+        assert (plan.seen[0].attention_LRP - plain_plan.seen[0].attention_LRP).abs().max() < 1e-4
+
+
+def test_no_memory_captures_nothing(decoder) -> None:
+    engine, forward = engine_with(decoder, replayed=True)
+    assert forward is not None
+    forward._memory = 0
+    answers(engine)
+    assert forward.num_graphs == 0
+
+
+def test_rows_of_several_depths_are_launched_one_by_one(decoder) -> None:
+    engine, forward = engine_with(decoder, replayed=True, levels=(1, decoder.config.num_layers))
+    resident = keep(engine, AUTHOR, 10, 50)
+    for number in range(3):
+        request = Request(
+            request_id=f"reader {number}",
+            token_ids=PROMPT,
+            sampling=SamplingParams(max_tokens=1),
+            mode=ReuseMode.SCREENED,
+            tenant=str(number),
+            spans=(span_of(resident, 13),),
+            selector=FixedPlan({20: 1, 21: 3}),
+        )
+        run(engine, request)
+    assert forward is not None
+    assert forward.num_graphs == 0
+
+
+def test_buckets() -> None:
+    assert [graphs.bucket(n) for n in (1, 2, 3, 33, 64, 65, 650)] == [1, 2, 4, 64, 64, 128, 768]
