@@ -1,6 +1,6 @@
 """Settings of the middleware, from code, flags or environment (`AGENTKV_*`). Nothing else reads the environment."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -57,6 +57,10 @@ class ServiceConfig(Settings):
         max_sequences: chats that run at once; more wait.
         max_kept_per_tenant: most bytes of kept segments of one tenant, whose oldest go first; None sets no limit.
         device: `cpu` or `cuda`.
+        revision: of a model on the Hugging Face Hub: branch, tag or commit; None is its `main`.
+        dtype: of weights and KV; `auto` is float32 on CPU (bfloat16 with int8 weights, where the processor has it) and
+            bfloat16 elsewhere.
+        quantization: `int8` keeps weights in 8 bits, on CPU; None keeps them in `dtype`.
         trace_layers: in layers 1 to this one rows leave traces of what they read: `reading_change` asks them. Two
             layers take 3% more memory with the embedded model, 7% with Llama 3.1 8B in bfloat16. 0 leaves none.
         min_segment_tokens: shorter messages, and shorter matches inside messages, are not worth keeping.
@@ -72,5 +76,8 @@ class ServiceConfig(Settings):
     max_sequences: int = Field(default=64, ge=1)
     max_kept_per_tenant: ByteSize | None = Field(default=None, gt=0)
     device: str = "cpu"
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["int8"] | None = None
     trace_layers: int = Field(default=2, ge=0)
     min_segment_tokens: int = Field(default=16, ge=1)

@@ -18,11 +18,11 @@ class ServeConfig(ServiceConfig, ServerSettings):
     """Settings of the service and of the server, and the address.
 
     Attributes:
-        model: Hugging Face directory; None is the model in the repository.
+        model: Hugging Face directory, or id on the Hub; None is the model in the repository.
         host, port: where to listen.
     """
 
-    model: Path | None = None
+    model: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,8 +27,19 @@ class ServeOptions:
     ] = None
 
     model: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Hugging Face model directory.", show_default="the repository's"),
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Hugging Face directory, or id on the Hub.", show_default="the repository's"
+        ),
+    ] = None
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit on the Hub.", show_default="main")
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"] | None, typer.Option(help="Of weights and KV.", show_default="auto")
+    ] = None
+    quantization: Annotated[
+        Literal["int8"] | None, typer.Option(help="Keep weights in 8 bits; on CPU.", show_default="none")
     ] = None
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="Where the model runs: cpu or cuda.", show_default="cpu")

@@ -7,6 +7,8 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
+import torch
+
 from agentkv.api import ChatDelta, ChatRequest, Reuse
 from agentkv.config import ServiceConfig
 from agentkv.coverage import Coverage
@@ -14,6 +16,7 @@ from agentkv.embedded import model_name
 from agentkv.embedder import Embedder
 from agentkv.engine_thread import EngineThread
 from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest, ModelError, ServiceClosed
+from agentkv.hub import find_model
 from agentkv.keeper import Keeper
 from agentkv.kept_segments import KeptSegments
 from agentkv.owner import owner_of
@@ -93,27 +96,28 @@ class Service:
         self.segments = KeptSegments(keeper, self._thread)
 
     @classmethod
-    def open(cls, model: Path, config: ServiceConfig | None = None) -> "Service":
-        """Load a Hugging Face directory and start serving it.
+    def open(cls, model: Path | str, config: ServiceConfig | None = None) -> "Service":
+        """Load a model, from a Hugging Face directory or the Hub, and start serving it.
 
         Raises:
-            ModelError: the directory can't be served; says what is missing or unsupported.
+            ModelError: the model can't be found or served; says what is missing or unsupported.
             ConfigError: the KV memory holds no block, or the device is not here.
             InvalidRequest: the configured selector does not exist.
         """
         config = config or ServiceConfig()
+        engine_config = _engine_config(config)
+        try:
+            model = find_model(
+                model,
+                revision=config.revision,
+                before_weights=lambda directory: Engine.check_supported(directory, engine_config),
+            )
+        except CheckpointError as error:
+            raise ModelError(str(error)) from error
         tokenizer = ChatTokenizer.from_directory(model)
         recognizer = Recognizer(min_tokens=config.min_segment_tokens)
         policy = Keeper.eviction_policy()
         keeper = Keeper(recognizer, policy, config.max_kept_per_tenant)
-        engine_config = EngineConfig(
-            kv_memory=config.kv_memory,
-            max_rows_per_step=config.max_rows_per_step,
-            max_sequences=config.max_sequences,
-            context_length=config.context_length,
-            device=config.device,
-            trace_layers=tuple(range(1, 1 + config.trace_layers)),
-        )
         try:
             engine = Engine.from_directory(model, engine_config, eviction=policy, on_evict=keeper.evicted)
         except CheckpointError as error:
@@ -382,6 +386,19 @@ class Service:
             chat.stream.fail(error)
         self._running.clear()
         self.embedder.fail_all(error)
+
+
+def _engine_config(config: ServiceConfig) -> EngineConfig:
+    return EngineConfig(
+        kv_memory=config.kv_memory,
+        max_rows_per_step=config.max_rows_per_step,
+        max_sequences=config.max_sequences,
+        context_length=config.context_length,
+        device=config.device,
+        dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
+        quantization=config.quantization,
+        trace_layers=tuple(range(1, 1 + config.trace_layers)),
+    )
 
 
 def _label(request: ChatRequest) -> str:

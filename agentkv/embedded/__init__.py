@@ -1,9 +1,12 @@
 """The model that ships with agentkv: the default of `demo` and `serve`. Its README.md says what it is."""
 
 import json
+import re
 from pathlib import Path
 
 from agentkv.errors import ModelError
+
+_SNAPSHOT = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/[^/]+$")
 
 
 def model_directory() -> Path:
@@ -12,7 +15,11 @@ def model_directory() -> Path:
 
 
 def model_name(path: Path) -> str:
-    """What clients call the model in `path`: the directory's name, and `agentkv-embedded` for the repository's own."""
+    """What clients call the model in `path`: the directory's name, its id where it is a snapshot in the cache of the
+    Hugging Face Hub, and `agentkv-embedded` for the repository's own."""
+    snapshot = _SNAPSHOT.search(path.absolute().as_posix())
+    if snapshot is not None:
+        return f"{snapshot[1]}/{snapshot[2]}"
     return "agentkv-embedded" if path.resolve() == model_directory().resolve() else path.resolve().name
 
 

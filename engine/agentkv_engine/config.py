@@ -1,6 +1,7 @@
 """Settings of one engine. Nothing else in the engine reads the environment."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,9 @@ MAX_LEVELS = 8
 """Most distinct depths an engine may be configured with: attention metadata is built once a level."""
 
 GIB = 1 << 30
+
+Quantization = Literal["int8"]
+"""In what weights may lie beside floating point."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +28,9 @@ class EngineConfig:
         context_length: most tokens of a sequence; None takes the model's.
         levels: depths a repair may have, ascending; the last must be the number of layers; None is full depth only.
         device: where weights and KV live, e.g. `cpu` or `cuda`.
-        dtype: of weights and KV; None takes float32 on CPU and bfloat16 on an accelerator.
+        dtype: of weights and KV; None takes float32 on CPU (with `quantization`, bfloat16 where the processor has it)
+            and bfloat16 on an accelerator.
+        quantization: `int8` keeps weights in 8 bits, on CPU only; None keeps them in `dtype`.
         trace_layers: layers in which every row leaves its query and a sketch of what it read beside its keys: selectors
             can ask reused rows there what this context changes for them, without running them. Those that the model
             does not have are left out.
@@ -41,6 +47,7 @@ class EngineConfig:
     levels: tuple[int, ...] | None = None
     device: str = "cpu"
     dtype: torch.dtype | None = None
+    quantization: Quantization | None = None
     trace_layers: tuple[int, ...] = ()
     graph_memory: int = 1 * GIB
 

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from agentkv_engine.attention.backend import choose_backend
 from agentkv_engine.cache.block_pool import BlockPool, EvictionPolicy, LeastRecentlyUsed
 from agentkv_engine.cache.kv_pool import KVPool, bytes_per_block
@@ -14,12 +12,13 @@ from agentkv_engine.cache.prefix_index import PrefixIndex
 from agentkv_engine.cache.residents import Residents, ResidentTensors
 from agentkv_engine.cache.row_traces import TracedShape
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
-from agentkv_engine.errors import DeviceUnavailable, PromptTooLong, RequestRefused, UnknownHandle
-from agentkv_engine.model.checkpoint import load_decoder
+from agentkv_engine.errors import PromptTooLong, RequestRefused, UnknownHandle
+from agentkv_engine.model.checkpoint import empty_decoder, load_decoder
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.model.operations import choose_operations
 from agentkv_engine.model.pooled import PooledStates
+from agentkv_engine.placement import check_device, dtype_of
 from agentkv_engine.request import FinishReason, Output, Request, ReuseMode, StepOutput
 from agentkv_engine.reuse import Resident
 from agentkv_engine.runner.forward import choose_forward
@@ -83,7 +82,7 @@ class Engine:
         budget: BudgetPolicy | None = None,
     ) -> None:
         shape = decoder.config
-        dtype = decoder.embedding.weight.dtype
+        dtype = decoder.dtype
         levels = Levels(config.levels, shape.num_layers)
         traced = _traced_shape(config, shape)
         block_bytes = bytes_per_block(shape.num_layers, shape.num_kv_heads, shape.head_dim, dtype, traced=traced)
@@ -142,10 +141,25 @@ class Engine:
             DeviceUnavailable: there is no such device here.
         """
         config = config or EngineConfig()
-        _check_device(config.device)
-        dtype = config.dtype or (torch.float32 if config.device == "cpu" else torch.bfloat16)
-        decoder = load_decoder(directory, dtype=dtype, device=config.device, context_length=config.context_length)
-        return cls(decoder, config, revision=str(directory.resolve()), eviction=eviction, on_evict=on_evict)
+        check_device(config)
+        decoder = load_decoder(
+            directory,
+            dtype=dtype_of(config),
+            device=config.device,
+            context_length=config.context_length,
+            quantization=config.quantization,
+        )
+        revision = f"{directory.resolve()}/{config.quantization}"
+        return cls(decoder, config, revision=revision, eviction=eviction, on_evict=on_evict)
+
+    @staticmethod
+    def check_supported(directory: Path, config: EngineConfig) -> None:
+        """That a model can be run, by its config.json alone: before its weights are there.
+
+        Raises:
+            CheckpointError: why not.
+        """
+        empty_decoder(ModelConfig.from_directory(directory, context_length=config.context_length))
 
     @property
     def max_tokens(self) -> int:
@@ -336,13 +350,3 @@ def _prompt_key(request: Request) -> int | None:
     if request.mode is not ReuseMode.EXACT or request.computes_all:
         return None
     return hash((request.tenant, request.token_ids))
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DeviceUnavailable(
-            f"device {name!r} can't be used ({reason}): give cpu, or a device that is here"
-        ) from None

@@ -14,20 +14,30 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from agentkv_engine.config import Quantization
 from agentkv_engine.errors import CheckpointError
 from agentkv_engine.model.decoder import Decoder
+from agentkv_engine.model.int8 import Int8Embedding, Int8Linear, quantise, quantise_linears
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.model.registry import checkpoint_names
 from agentkv_engine.model.safetensors_files import SafetensorsFiles
 
 
-def load_decoder(directory: Path, *, dtype: torch.dtype, device: str, context_length: int | None = None) -> Decoder:
+def load_decoder(
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    context_length: int | None = None,
+    quantization: Quantization | None = None,
+) -> Decoder:
     """Build the model of a directory and load its weights.
 
     Args:
         directory: config.json and safetensors, in one file or in shards.
         dtype, device: of the weights, whatever the files have.
         context_length: most positions wanted; None takes the model's.
+        quantization: `int8` puts each layer's weights into 8 bits as soon as it is read.
 
     Raises:
         UnsupportedModel, MissingTensor, CheckpointError: see `agentkv_engine.errors`. What can be told without reading
@@ -38,13 +48,15 @@ def load_decoder(directory: Path, *, dtype: torch.dtype, device: str, context_le
     decoder.rope.to(device)
     files = SafetensorsFiles(directory)
     _check_shapes(decoder, files)
-    for _, parameters in itertools.groupby(_parameters(decoder), key=lambda item: _unit(item[0])):
+    for unit, parameters in itertools.groupby(_parameters(decoder), key=lambda item: _unit(item[0])):
         with files.opened():
             for name, shape in parameters:
                 tensor = _read(files, _parts(config, name, shape), dtype, device)
                 module, _, kind = name.rpartition(".")
                 decoder.get_submodule(module).register_parameter(kind, nn.Parameter(tensor, requires_grad=False))
-    if config.tied_embeddings:
+        if quantization == "int8":
+            _quantise(decoder, unit)
+    if config.tied_embeddings and quantization is None:
         decoder.head.weight = decoder.embedding.weight
     return decoder.requires_grad_(False).eval()
 
@@ -85,6 +97,19 @@ def _parameters(decoder: Decoder) -> list[tuple[str, tuple[int, ...]]]:
 def _unit(parameter: str) -> str:
     """What is loaded together: one layer, the embedding, the head."""
     return ".".join(parameter.split(".")[:2])
+
+
+def _quantise(decoder: Decoder, unit: str) -> None:
+    """Put what was just loaded into 8 bits."""
+    if unit == "embedding.weight":  # a tied head has the same table
+        weight, scales = quantise(decoder.embedding.weight)
+        decoder.embedding = Int8Embedding(weight, scales)
+        if decoder.config.tied_embeddings:
+            decoder.head = Int8Linear(weight, scales)
+    elif unit == "head.weight":
+        decoder.head = Int8Linear(*quantise(decoder.head.weight))
+    elif unit.startswith("layers."):
+        quantise_linears(decoder.get_submodule(unit))
 
 
 def _parts(config: ModelConfig, parameter: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from agentkv_engine.model.int8 import Int8Embedding, Int8Linear
 from agentkv_engine.model.layers import DecoderLayer, RMSNorm
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.model.operations import Operations
@@ -17,13 +17,18 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding: nn.Embedding | Int8Embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head: nn.Linear | Int8Linear = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
         self.rope = RotaryEmbedding(config.rope, config.head_dim, config.context_length)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations, keys and values."""
+        return self.norm.weight.dtype
 
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:
@@ -35,7 +40,7 @@ class Decoder(nn.Module):
 
     def hidden(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """Residual stream of the rows of full depth behind the last layer, and what the last block adds to it."""
-        x, delta = F.embedding(step.token_ids_N, self.embedding.weight), None
+        x, delta = self.embedding(step.token_ids_N), None
         for index, layer in enumerate(self.layers):
             num_writing = step.num_writing(index)
             if num_writing == 0:  # every row was shallower: nothing goes on

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentkv.config import ServiceConfig
-from agentkv.embedded import model_directory
 from agentkv.errors import InvalidRequest
+from agentkv.hub import find_model
 from agentkv_evals.accuracy.arms import OURS, PEERS, Arm, make_arms, parse_ratios
 from agentkv_evals.accuracy.tasks.sources import TaskOptions
 from agentkv_evals.accuracy.tasks.task import TaskSource
@@ -63,7 +63,7 @@ class Settings:
             raise InvalidRequest("no rule to compare: give --selector, or leave --no-peers out", param="selector")
         service = ServiceConfig.from_values(kv_memory=kv_memory, device=device, max_sequences=batch)
         return cls(
-            model=model or model_directory(),
+            model=find_model(model),
             task=(task or TaskOptions()).source(),
             arms=arms,
             device=service.device,

@@ -5,13 +5,16 @@ from typing import Annotated
 
 import typer
 
-from agentkv.embedded import model_directory
 from agentkv.errors import ConfigError
+from agentkv.hub import find_model
 
 
 def demo(
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Hugging Face model directory.", show_default="the repository's")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Hugging Face directory, or id on the Hub.", show_default="the repository's"
+        ),
     ] = None,
     selector: Annotated[
         str | None,
@@ -32,4 +35,4 @@ def demo(
     except ModuleNotFoundError as error:
         raise ConfigError(f"the demo needs {error.name}: pip install 'agentkv[evals]'") from error
 
-    run_demo(model=model or model_directory(), selector=selector, json_file=json, console=Console())
+    run_demo(model=find_model(model), selector=selector, json_file=json, console=Console())

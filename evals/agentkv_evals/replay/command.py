@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from agentkv.api import Reuse
-from agentkv.embedded import model_directory
+from agentkv.hub import find_model
 
 
 def replay(
@@ -14,7 +14,10 @@ def replay(
         Path, typer.Argument(metavar="TRACE.jsonl", help="Recorded conversations, one JSON object a line.")
     ],
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Hugging Face model directory.", show_default="the repository's")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Hugging Face directory, or id on the Hub.", show_default="the repository's"
+        ),
     ] = None,
     reuse: Annotated[
         list[Reuse] | None,
@@ -50,7 +53,7 @@ def replay(
 
     run_replay(
         trace,
-        model=model or model_directory(),
+        model=find_model(model),
         modes=reuse or list(Reuse),
         selector=selector,
         num_turns=turns,
