@@ -25,6 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from agentkv.api import ChatMessage
 from agentkv.errors import ModelError, TemplateRefused
+from agentkv.tokenization.template_files import read_template
 
 Span = tuple[int, int]
 
@@ -83,14 +84,7 @@ class ChatTemplate:
     def from_directory(cls, path: Path) -> "ChatTemplate":
         """Read a Hugging Face directory's `chat_template.jinja`, else `tokenizer_config.json`'s `chat_template`."""
         config = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
-        file = path / "chat_template.jinja"
-        source = file.read_text(encoding="utf-8") if file.is_file() else _default_template(config.get("chat_template"))
-        if not source:
-            raise ModelError(
-                f"{path} has no chat template: agentkv serves chats and needs `chat_template.jinja`, or "
-                "`chat_template` in tokenizer_config.json; use the model's instruct version, or add one"
-            )
-        return cls(source, special_token_names(config))
+        return cls(read_template(path, config), special_token_names(config))
 
     def render(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str:
         """Write the messages as the model was trained to read them. Raises `TemplateRefused`."""
@@ -132,12 +126,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} can't be read as JSON: {error}; download the model directory again") from error
-
-
-def _default_template(entry: Any) -> str | None:
-    if isinstance(entry, list):  # several named templates
-        entry = {item["name"]: item["template"] for item in entry}.get("default")
-    return entry if isinstance(entry, str) else None
 
 
 def _as_dict(message: ChatMessage, content: str) -> dict[str, str]:

@@ -13,7 +13,10 @@ from agentkv.tokenization.generated import locate_generated
 from agentkv.tokenization.pieces import PieceCache
 from agentkv.tokenization.prompt import GeneratedText, Prompt, Splicer
 from agentkv.tokenization.template import ChatTemplate, read_json, special_token_names
+from agentkv.tokenization.template_files import read_template
 from agentkv.tokenization.token_bytes import Detokenizer, TokenBytes
+from agentkv.tokenization.tokenizer_files import read_tokenizer
+from agentkv.tokenization.turns import render_in_turns
 
 _PROBE_CONTENTS = (
     "plain words",
@@ -80,22 +83,16 @@ class ChatTokenizer:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "ChatTokenizer":
-        """Read `tokenizer.json`, the chat template and the end tokens of a Hugging Face directory.
+        """Read the tokenizer, the chat template and the end tokens of a Hugging Face directory.
 
         Raises `ModelError`, naming what is missing or unsupported.
         """
         path = Path(path)
-        file = path / "tokenizer.json"
-        if not file.is_file():
-            raise ModelError(
-                f"{path} has no tokenizer.json: give a Hugging Face model directory with a fast tokenizer "
-                "(tokenizer.json) and a chat template"
-            )
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception
-            raise ModelError(f"{file} can't be read: {error}; download the model directory again") from error
-        return cls(tokenizer, ChatTemplate.from_directory(path), eos_token_ids=_eos_token_ids(path, tokenizer))
+        file = path / "tokenizer_config.json"
+        config = read_json(file) if file.is_file() else {}
+        tokenizer = read_tokenizer(path, config)
+        template = ChatTemplate(read_template(path, config), special_token_names(config))
+        return cls(tokenizer, template, eos_token_ids=_eos_token_ids(path, tokenizer))
 
     @property
     def num_tokens(self) -> int:
@@ -146,7 +143,11 @@ class ChatTokenizer:
 
     def _lay_out(self, messages: Sequence[ChatMessage], *, cut: bool) -> Layout:
         escaped, escape = self._fences.escape(messages)
-        return lay_out(self._template.render_located(escaped), escape, self._fences if cut or escape.texts else None)
+        return lay_out(
+            render_in_turns(escaped, self._template.render_located),
+            escape,
+            self._fences if cut or escape.texts else None,
+        )
 
     def _assemble(
         self, layout: Layout, messages: Sequence[ChatMessage], tenant: str = "", splicer: Splicer | None = None

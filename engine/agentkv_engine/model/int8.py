@@ -35,7 +35,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x_MK: Tensor) -> Tensor:
         if x_MK.dtype is torch.bfloat16 and len(x_MK) <= FEW_ROWS:
-            out_MN = torch._weight_int8pack_mm(x_MK.contiguous(), self.weight, self.scales)
+            out_MN = torch.ops.aten._weight_int8pack_mm(x_MK.contiguous(), self.weight, self.scales)
         else:
             out_MN = self._converted(x_MK)
         return out_MN if self.bias is None else out_MN + self.bias

@@ -144,7 +144,7 @@ def test_a_template_that_leaves_out_or_rewrites(chatml):
 def test_refusals_quote_the_template():
     tokenizer = chat_tokenizer(STRICT)
     with pytest.raises(TemplateRefused, match="Roles must alternate user/assistant"):
-        tokenizer.prompt(chat("a", "b"))
+        tokenizer.prompt(chat("a", "b", roles=("assistant", "user")))
 
 
 def test_half_a_surrogate_pair_is_named(chatml):
