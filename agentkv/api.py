@@ -235,6 +235,15 @@ class ToolCallDelta:
     name: str | None = None
     arguments: str = ""
 
+    @staticmethod
+    def joined(pieces: "Iterable[ToolCallDelta]") -> "list[ToolCallDelta]":
+        """One piece for each call: some clients lose the name where one chunk holds two of the same call."""
+        calls: dict[int, ToolCallDelta] = {}
+        for piece in pieces:
+            first = calls.get(piece.index)
+            calls[piece.index] = replace(first, arguments=first.arguments + piece.arguments) if first else piece
+        return list(calls.values())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatDelta:

@@ -16,6 +16,7 @@ import httpx
 
 from agentkv.api import ChatDelta, ChatRequest
 from agentkv.errors import AgentKVError, ConfigError, InvalidRequest, RemoteError, ServiceClosed
+from agentkv.remote_segments import RemoteSegments, RemoteTexts
 from agentkv.wire import EventReader, chat_body, refused, served_model
 
 
@@ -27,6 +28,10 @@ class Client:
         api_key: sent as a bearer token; it is also the tenant.
         model: name of the served model; None asks the server, once.
         timeout: longest silence in seconds, so also the longest wait for the first token.
+
+    Attributes:
+        segments: what the server keeps of this key's chats.
+        texts: texts to tokens.
 
     Raises:
         ConfigError: a `base_url` that is none.
@@ -49,8 +54,25 @@ class Client:
         self._streams: weakref.WeakSet[RemoteStream] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._http = httpx.Client(**self._settings)
+        self.segments = RemoteSegments(self._ask)
+        self.texts = RemoteTexts(self._ask)
         # Its sockets are closed with this object, also where nobody calls `close` (a chat model in a notebook).
         self._close_http = weakref.finalize(self, self._http.close)
+
+    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """The JSON that the server answers to a short request.
+
+        Raises:
+            AgentKVError: what it refuses, or why there is no answer.
+            ServiceClosed: this client was closed.
+        """
+        if self._closed:
+            raise ServiceClosed("this client was closed: make a new one")
+        with self.errors():
+            response = self._http.request(method, path, **options)
+        if response.is_error:
+            raise refused(response)
+        return response.json()
 
     @property
     def base_url(self) -> str:

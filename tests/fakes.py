@@ -19,7 +19,7 @@ from agentkv.server.app import create_app
 from agentkv.server.connection import connection_class
 from agentkv.server.settings import ServerSettings
 
-Script = Callable[[ChatRequest], Sequence[str]]
+Script = Callable[[ChatRequest], Sequence[str | ChatDelta]]
 
 
 def echo(request: ChatRequest) -> list[str]:
@@ -91,7 +91,7 @@ class FakeService:
     """Answers from a script, records what it was asked.
 
     Attributes:
-        script: the pieces of the reply to a request.
+        script: the pieces of the reply to a request: texts, or deltas where there is more than text.
         refuse: raised by `submit`.
         fail_after: pieces after which `failure` is raised in the stream.
         hold_after: pieces after which a stream waits until it is cancelled.
@@ -137,7 +137,7 @@ class FakeService:
 class FakeStream:
     """The pieces of a script as deltas; a piece counts as a token."""
 
-    def __init__(self, service: FakeService, request: ChatRequest, pieces: list[str]) -> None:
+    def __init__(self, service: FakeService, request: ChatRequest, pieces: Sequence[str | ChatDelta]) -> None:
         self._service = service
         self._request = request
         self._pieces = pieces
@@ -150,7 +150,7 @@ class FakeStream:
                 self.cancelled.wait()
             if self.cancelled.is_set():
                 break
-            yield ChatDelta(text=piece, token_ids=(index,))
+            yield piece if isinstance(piece, ChatDelta) else ChatDelta(text=piece, token_ids=(index,))
         self._at(len(self._pieces))
         self.ended = True
         yield self._last()
@@ -162,7 +162,7 @@ class FakeStream:
             await asyncio.sleep(0)
             if self.cancelled.is_set():
                 break
-            yield ChatDelta(text=piece, token_ids=(index,))
+            yield piece if isinstance(piece, ChatDelta) else ChatDelta(text=piece, token_ids=(index,))
         self._at(len(self._pieces))
         self.ended = True
         yield self._last()
@@ -177,7 +177,8 @@ class FakeStream:
         return self._service.hold_after == index
 
     def _last(self) -> ChatDelta:
-        reason = "length" if self._request.max_tokens == len(self._pieces) else "stop"
+        called = any(isinstance(piece, ChatDelta) and piece.tool_calls for piece in self._pieces)
+        reason = "length" if self._request.max_tokens == len(self._pieces) else "tool_calls" if called else "stop"
         return ChatDelta(text="", finish_reason="abort" if self.cancelled.is_set() else reason, usage=self.usage())
 
     def usage(self) -> Usage:

@@ -1,150 +1,138 @@
 """A LangChain chat model on an agentkv service: behind a URL or in this process."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.language_models.chat_models import agenerate_from_stream, generate_from_stream
-from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.runnables import RunnableConfig, ensure_config
-from pydantic import ConfigDict, Field, SecretStr, SkipValidation, model_validator
+from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 
-from agentkv.api import ChatRequest, ChatService, Reuse
+from agentkv.api import ChatRequest, ChatService, SegmentManager
 from agentkv.client import Client
 from agentkv.errors import InvalidRequest
-from langchain_agentkv.messages import to_chat_messages, to_chunk
-from langchain_agentkv.provenance import agent_label
+from langchain_agentkv.calls import REQUEST_FIELDS, SAMPLING_FIELDS, chat_request
+from langchain_agentkv.errors import model_errors
+from langchain_agentkv.messages import to_chat_messages
+from langchain_agentkv.model_settings import ModelSettings
+from langchain_agentkv.provenance import Provenance
+from langchain_agentkv.replies import signed, to_chunk, to_result
+from langchain_agentkv.retries import adeltas, deltas
+from langchain_agentkv.structured_output import Method, Schema, structured
+from langchain_agentkv.tools import ToolLike, openai_tool_choice, openai_tools
 
-# Per-call keywords (`invoke`, `bind`), by the name of the `ChatRequest` field that they set.
-_CALL_FIELDS = frozenset(
-    {"agent", "cache_salt", "forced_reply", "max_tokens", "reuse", "seed", "selector", "temperature"}
-)
+RunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 
 
-class ChatAgentKV(BaseChatModel):
+class ChatAgentKV(ModelSettings):
     """Chat with an agentkv server (`base_url`) or a service in this process (`service`).
 
-    The agent's label comes from LangGraph's run metadata by itself, is sent along for statistics, and stands as `name`
-    on the reply, so that the next agent's prompt says who wrote what.
+    The agent's label and the thread come from LangGraph's run metadata by themselves. The label is for statistics, and
+    stands as `name` on the reply, so that the next agent's prompt says who wrote what; what is kept of a thread can be
+    deleted by it.
 
         model = ChatAgentKV(base_url="http://127.0.0.1:8000")
         model.invoke("Hello").usage_metadata
 
-    Every field but `base_url`, `api_key`, `model`, `timeout` and `service` can also be given per call
-    (`model.bind(max_tokens=64)`), and so can `forced_reply`: emit this text instead of sampling (in process only).
+    What a request holds (`max_tokens`, `reuse`, ...) can also be given per call (`model.bind(max_tokens=64)`), and so
+    can `model`, `tools`, `tool_choice`, `parallel_tool_calls`, `response_format` (in OpenAI's form), and
+    `forced_reply`: emit this text instead of sampling (in process only).
+
+    Errors are agentkv's and LangChain's at once (see `langchain_agentkv.errors`).
 
     Raises:
         ValueError: not exactly one of `base_url` and `service`.
     """
 
-    base_url: str | None = None
-    """URL of a server, with or without `/v1`."""
-    api_key: SecretStr | None = None
-    """Key for the server."""
-    model: str | None = None
-    """Name of the served model; None asks the server."""
-    timeout: float = 600.0
-    """Longest silence of the server in seconds."""
-    service: SkipValidation[ChatService] | None = Field(default=None, exclude=True, repr=False)
-    """A service in this process; it stays the caller's to close."""
-
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    seed: int | None = None
-    stop: list[str] | None = None
-    reuse: Reuse | None = None
-    """How much kept KV may be read; None takes the service's default."""
-    selector: str | None = None
-    """Rule that chooses the repaired rows, e.g. `query_attention(0.2)`."""
-    agent: str | None = None
-    """Label of the agent; None takes it from LangGraph."""
-    cache_salt: str = ""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
-
-    @model_validator(mode="after")
-    def _one_service(self) -> Self:
-        if (self.base_url is None) == (self.service is None):
-            raise ValueError("give either base_url (a server) or service (in this process)")
-        return self
-
     @cached_property
     def chat_service(self) -> ChatService:
         """What answers."""
-        if self.service is not None:
-            return self.service
-        assert self.base_url is not None
-        key = self.api_key.get_secret_value() if self.api_key else None
-        return Client(self.base_url, api_key=key, model=self.model, timeout=self.timeout)
+        return self.service if self.service is not None else self._client(self.model)
 
     @property
-    def _llm_type(self) -> str:
-        return "agentkv"
+    def segments(self) -> SegmentManager:
+        """What the service keeps of this model's chats: to list, pin and delete."""
+        return self._managed("segments")
 
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        names = ("base_url", "model", "max_tokens", "temperature", "seed", "stop", "reuse", "selector", "cache_salt")
-        return {name: getattr(self, name) for name in names}
+    def get_token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, by the served model's tokenizer."""
+        with model_errors():
+            return list(self._managed("texts").tokenize(text))
 
-    def _stream(
+    def get_num_tokens_from_messages(self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """How long the prompt of these messages is, by the model's own template.
+
+        Raises:
+            InvalidRequest: tools, which can't be counted beforehand.
+        """
+        with model_errors():
+            if tools:
+                raise InvalidRequest("tools can't be counted beforehand: leave them out", param="tools")
+            return len(self._managed("texts").tokenize(to_chat_messages(messages)))
+
+    def bind_tools(
         self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
+        tools: Sequence[ToolLike],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
         **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
-        request = self._request(messages, stop, run_manager, kwargs)
-        stream = self.chat_service.submit(request)
-        try:
-            for delta in stream:
-                yield to_chunk(delta, model=self.chat_service.model_id, agent=request.agent)
-        finally:
-            stream.cancel()
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with tools that it may call.
 
-    async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        request = self._request(messages, stop, run_manager, kwargs)
-        stream = await asyncio.to_thread(self.chat_service.submit, request)  # it tokenises
-        try:
-            async for delta in stream:
-                yield to_chunk(delta, model=self.chat_service.model_id, agent=request.agent)
-        finally:
-            stream.cancel()
+        Args:
+            tools: anything that LangChain takes for a tool, and OpenAI's form.
+            tool_choice: `auto`, `none`, `any` or `required`, True (which is `any`), or the name of a tool.
+            strict: hold arguments to the schema also where the model is free to call or not.
+            parallel_tool_calls: whether one reply may hold several calls; None means it may.
+            kwargs: bound as they are.
 
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
+        Raises:
+            InvalidRequest: a choice that is no tool.
+        """
+        converted = openai_tools(tools, strict=strict)
+        given = {
+            "tool_choice": openai_tool_choice(tool_choice, [each["function"]["name"] for each in converted]),
+            "parallel_tool_calls": parallel_tool_calls,
+        }
+        return self.bind(
+            tools=converted, **{name: value for name, value in given.items() if value is not None}, **kwargs
+        )
 
-    async def _agenerate(
+    def with_structured_output(
         self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        schema: Schema,
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
         **kwargs: Any,
-    ) -> ChatResult:
-        return await agenerate_from_stream(self._astream(messages, stop, run_manager, **kwargs))
+    ) -> Runnable[LanguageModelInput, Any]:
+        """The model with replies that are held to a schema, token by token, and parsed.
+
+        Args:
+            schema: a Pydantic class, a TypedDict, a JSON schema or an OpenAI function.
+            method: `json_schema` replies with JSON, `function_calling` with a call, `json_mode` with any JSON object.
+            include_raw: give `raw`, `parsed` and `parsing_error` instead of the parsed reply.
+            strict: rewrite the schema so that every field is required and none is added, as OpenAI wants it.
+
+        Raises:
+            ValueError: keywords that are unknown.
+        """
+        if kwargs:
+            raise ValueError(f"with_structured_output knows no {', '.join(map(repr, kwargs))}: leave it out")
+        return structured(self, schema, method, include_raw=include_raw, strict=strict)
 
     def generate(self, *args: Any, **kwargs: Any) -> LLMResult:
         """As in `BaseChatModel`, with the agent's name on the messages."""
-        return _named(super().generate(*args, **kwargs))
+        return signed(super().generate(*args, **kwargs))
 
     async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
         """As in `BaseChatModel`, with the agent's name on the messages."""
-        return _named(await super().agenerate(*args, **kwargs))
+        return signed(await super().agenerate(*args, **kwargs))
 
     def stream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
@@ -159,66 +147,101 @@ class ChatAgentKV(BaseChatModel):
         async for chunk in super().astream(input, config, **self._labelled(config, kwargs)):
             yield chunk
 
-    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - refused whatever they are
-        """Not supported by this version.
-
-        Raises:
-            InvalidRequest: always; with_structured_output, which binds a tool, ends here too.
-        """
-        raise InvalidRequest("tools are not supported by this version of agentkv: use an agent without", param="tools")
-
-    def _labelled(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        label = self.agent or agent_label(ensure_config(config).get("metadata", {}))
-        return {"agent": label, **kwargs} if label else kwargs
-
-    def _request(
+    def _stream(
         self,
         messages: list[BaseMessage],
-        stop: list[str] | None,
-        run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
-        call: dict[str, Any],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        with model_errors():
+            service = self._service_for(kwargs.pop("model", None))
+            request = self._request(messages, stop, run_manager, kwargs)
+            for delta in deltas(service, request, self._retries):
+                yield to_chunk(delta, model=service.model_id, agent=request.agent)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        with model_errors():
+            service = self._service_for(kwargs.pop("model", None))
+            request = self._request(messages, stop, run_manager, kwargs)
+            async for delta in adeltas(service, request, self._retries):
+                yield to_chunk(delta, model=service.model_id, agent=request.agent)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return to_result(list(self._stream(messages, stop, run_manager, **kwargs)))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return to_result([chunk async for chunk in self._astream(messages, stop, run_manager, **kwargs)])
+
+    def _request(
+        self, messages: list[BaseMessage], stop: list[str] | None, run_manager: RunManager | None, call: dict[str, Any]
     ) -> ChatRequest:
         """The chat to ask for; what the call says goes before what the model was made with.
 
         Raises:
             InvalidRequest: a keyword or message that can't be honoured.
         """
-        call = {name: value for name, value in call.items() if name != "stream"}  # LangChain's own switch
-        if unknown := call.keys() - _CALL_FIELDS:
-            name = min(unknown)
-            raise InvalidRequest(
-                f"{name}={call[name]!r} is not supported by this version of agentkv: leave it out", param=name
-            )
         metadata = ensure_config().get("metadata", {}) | ((run_manager.metadata or {}) if run_manager else {})
-        fields: dict[str, Any] = {
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "reuse": self.reuse,
-            "selector": self.selector,
-            "agent": self.agent or agent_label(metadata),
-            "cache_salt": self.cache_salt,
-        }
-        given = fields | call
-        if given["reuse"] is not None:
-            given["reuse"] = _reuse(given["reuse"])
-        stops = tuple(stop if stop is not None else self.stop or ())
-        return ChatRequest(messages=to_chat_messages(messages), stop=stops, **given)
+        found = Provenance.of(metadata)
+        own = {name: getattr(self, name) for name in (*REQUEST_FIELDS, *SAMPLING_FIELDS)}
+        own |= {"agent": self.agent or found.agent, "thread": found.thread}
+        return chat_request(messages, stop if stop is not None else self.stop or (), own | call)
 
+    def _labelled(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        found = Provenance.of(ensure_config(config).get("metadata", {}))
+        known = {"agent": self.agent or found.agent, "thread": found.thread}
+        return {name: value for name, value in known.items() if value is not None} | kwargs
 
-def _reuse(value: str) -> Reuse:
-    try:
-        return Reuse(value)
-    except ValueError:
-        modes = ", ".join(Reuse)
-        raise InvalidRequest(f"reuse is {value!r}: give one of {modes}", param="reuse") from None
+    @property
+    def _retries(self) -> int:
+        """A service in this process that has closed stays closed."""
+        return self.max_retries if self.service is None else 0
 
+    def _service_for(self, model: str | None) -> ChatService:
+        """What answers a call that names a model.
 
-def _named(result: LLMResult) -> LLMResult:
-    """Put the agent's name on replies: LangChain loses the name of chunks when it adds them up."""
-    for generations in result.generations:
-        for generation in generations:
-            message = getattr(generation, "message", None)
-            if isinstance(message, BaseMessage) and message.name is None:
-                message.name = message.response_metadata.get("agent")
-    return result
+        Raises:
+            InvalidRequest: the service in this process serves another one.
+        """
+        if model is None or model == self.model:
+            return self.chat_service
+        if self.service is None:
+            return self._client(model)
+        if model != self.service.model_id:
+            raise InvalidRequest(f"model is {model!r}: this service serves {self.service.model_id!r}", param="model")
+        return self.service
+
+    def _managed(self, name: str) -> Any:
+        """What a service offers beside chats.
+
+        Raises:
+            InvalidRequest: this one does not.
+        """
+        try:
+            return getattr(self.chat_service, name)
+        except AttributeError:
+            kind = type(self.chat_service).__name__
+            raise InvalidRequest(f"a {kind} has no {name}: use a Service, or a server", param="service") from None
+
+    def _client(self, model: str | None) -> Client:
+        assert self.base_url is not None
+        key = self.api_key.get_secret_value() if self.api_key else None
+        return Client(self.base_url, api_key=key, model=model, timeout=self.timeout)

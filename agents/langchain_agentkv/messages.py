@@ -1,55 +1,48 @@
-"""LangChain's messages as the middleware's, and its deltas as LangChain's."""
+"""LangChain's messages as the middleware's."""
 
+import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from langchain_core.messages import (
     AIMessage,
-    AIMessageChunk,
     BaseMessage,
     ChatMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
-from langchain_core.outputs import ChatGenerationChunk
 
 from agentkv import api
-from agentkv.api import ChatDelta, Usage
 from agentkv.errors import InvalidRequest
+
+# Parts of an AI message that stand in its `tool_calls` as well.
+_CALL_PARTS = frozenset({"function_call", "invalid_tool_call", "tool_call", "tool_call_chunk", "tool_use"})
+# What a reasoning model thought, and where it says so.
+_THOUGHTS = {"reasoning": "reasoning", "redacted_thinking": "", "thinking": "thinking"}
 
 
 def to_chat_messages(messages: Iterable[BaseMessage]) -> tuple[api.ChatMessage, ...]:
     """The messages of a prompt; `name` says who wrote one and is passed on.
 
     Raises:
-        InvalidRequest: a message that this version can't render: no text, tool calls, an unknown type.
+        InvalidRequest: a message that can't be read: a part that is no text, an unknown type.
     """
-    return tuple(
-        api.ChatMessage(role=_role(message, index), content=_text(message, index), name=message.name or None)
-        for index, message in enumerate(messages)
-    )
+    return tuple(_to_chat_message(message, index) for index, message in enumerate(messages))
 
 
-def to_chunk(delta: ChatDelta, *, model: str, agent: str | None) -> ChatGenerationChunk:
-    """A piece of a reply; the last one carries usage and metadata."""
-    message = AIMessageChunk(content=delta.text, name=agent)
-    if delta.finish_reason is None:
-        return ChatGenerationChunk(message=message)
-    message.chunk_position = "last"
-    message.response_metadata = {
-        "finish_reason": delta.finish_reason,
-        "model_name": model,
-        "model_provider": "agentkv",
-    }
-    if agent:
-        message.response_metadata["agent"] = agent
-    if delta.usage is not None:
-        message.response_metadata["agentkv"] = _reuse_metadata(delta.usage)
-        message.usage_metadata = _usage_metadata(delta.usage)
-    return ChatGenerationChunk(message=message, generation_info={"finish_reason": delta.finish_reason})
+def _to_chat_message(message: BaseMessage, index: int) -> api.ChatMessage:
+    role, name = _role(message, index), message.name or None
+    _check_parts(message, index)
+    content = str(message.text)
+    match message:
+        case AIMessage():
+            return api.ChatMessage(
+                role=role, content=content, name=name, tool_calls=_tool_calls(message), reasoning=_reasoning(message)
+            )
+        case ToolMessage():
+            return api.ChatMessage(role=role, content=content, name=name, tool_call_id=message.tool_call_id)
+    return api.ChatMessage(role=role, content=content, name=name)
 
 
 def _role(message: BaseMessage, index: int) -> str:
@@ -72,31 +65,33 @@ def _role(message: BaseMessage, index: int) -> str:
     )
 
 
-def _text(message: BaseMessage, index: int) -> str:
-    if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
-        raise InvalidRequest(
-            f"messages[{index}] holds tool calls, which this version of agentkv can't render: leave them out",
-            param=f"messages[{index}].tool_calls",
-        )
-    parts = [] if isinstance(message.content, str) else message.content
-    for part in parts:
-        kind = "text" if isinstance(part, str) else part.get("type")
-        if kind != "text":
+def _check_parts(message: BaseMessage, index: int) -> None:
+    known = {"text", *_CALL_PARTS, *_THOUGHTS} if isinstance(message, AIMessage) else {"text"}
+    for part in _parts(message):
+        if part.get("type") not in known:
             raise InvalidRequest(
-                f"messages[{index}] has a content part of type {kind!r}: give text parts only",
+                f"messages[{index}] has a content part of type {part.get('type')!r}: give text parts only",
                 param=f"messages[{index}].content",
             )
-    return str(message.text)
 
 
-def _usage_metadata(usage: Usage) -> UsageMetadata:
-    return UsageMetadata(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens,
-        total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        input_token_details=InputTokenDetails(cache_read=usage.cached_tokens),
+def _parts(message: BaseMessage) -> list[dict[str, Any]]:
+    """The parts of a content that is a list, strings left out."""
+    return [] if isinstance(message.content, str) else [part for part in message.content if isinstance(part, dict)]
+
+
+def _tool_calls(message: AIMessage) -> tuple[api.ToolCall, ...]:
+    """The calls; one whose arguments were no JSON goes back as it came."""
+    good = [(call["id"], call["name"], json.dumps(call["args"], ensure_ascii=False)) for call in message.tool_calls]
+    bad = [(call["id"], call["name"] or "", call["args"] or "") for call in message.invalid_tool_calls]
+    return tuple(
+        api.ToolCall(call_id=call_id or f"call_{index}", name=name, arguments=arguments)
+        for index, (call_id, name, arguments) in enumerate(good + bad)
     )
 
 
-def _reuse_metadata(usage: Usage) -> dict[str, Any]:
-    return {**asdict(usage.reuse), "ttft": usage.ttft, "duration": usage.duration}
+def _reasoning(message: AIMessage) -> str:
+    said = message.additional_kwargs.get("reasoning_content")
+    if isinstance(said, str):
+        return said
+    return "".join(str(part.get(_THOUGHTS[part["type"]], "")) for part in _parts(message) if part["type"] in _THOUGHTS)

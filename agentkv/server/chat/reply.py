@@ -49,7 +49,7 @@ class Reply:
         if delta.text:
             new["content"] = delta.text
         if delta.tool_calls:
-            new["tool_calls"] = [_call_chunk(call) for call in delta.tool_calls]
+            new["tool_calls"] = [_call_chunk(call) for call in ToolCallDelta.joined(delta.tool_calls)]
         if new or delta.logprobs:
             yield self._chunk(index, new or {"content": ""}, None, delta.logprobs)
         if delta.finish_reason is not None:

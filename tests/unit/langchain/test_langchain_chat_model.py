@@ -10,8 +10,9 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessageChunk, HumanMessage
 from pydantic import ValidationError
 
-from agentkv.api import Reuse
+from agentkv.api import ChatDelta, Reuse
 from agentkv.errors import ContextTooLong, InvalidRequest, RemoteError
+from agentkv.sampling import Sampling, TokenLogprob
 from agentkv.server.settings import ServerSettings
 from fakes import FakeService, running_server
 from langchain_agentkv import ChatAgentKV
@@ -111,20 +112,22 @@ async def test_the_label_comes_from_the_run_async(where: dict[str, Any], service
     assert [request.agent for request in service.requests] == ["critic", "critic"]
 
 
-@pytest.mark.parametrize("call", [{"tools": [{}]}, {"top_p": 0.5}, {"response_format": {}}, {"reuse": "maybe"}])
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"tools": [{"type": "web_search"}]},
+        {"tool_choice": "any"},
+        {"nonsense": 0.5},
+        {"response_format": {}},
+        {"reuse": "maybe"},
+    ],
+)
 def test_keywords_that_cannot_be_honoured_are_refused_by_name(service: FakeService, call: dict[str, Any]) -> None:
     (name,) = call
     with pytest.raises(InvalidRequest, match=name) as caught:
         ChatAgentKV(service=service).bind(**call).invoke("hi")
     assert caught.value.param == name
     assert not service.requests
-
-
-def test_tools_are_refused_with_a_reason(service: FakeService) -> None:
-    model = ChatAgentKV(service=service)
-    for bind in (lambda: model.bind_tools([dict]), lambda: model.with_structured_output({"title": "x"})):
-        with pytest.raises(InvalidRequest, match="tools are not supported"):
-            bind()
 
 
 def test_forced_replies_in_process_and_not_remote(url: str, service: FakeService) -> None:
@@ -201,3 +204,20 @@ def test_importing_needs_neither_torch_nor_the_server() -> None:
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == ""
+
+
+def test_sampling_parameters(service: FakeService) -> None:
+    model = ChatAgentKV(service=service, top_p=0.5, top_k=3, logit_bias={7: -1.0}, presence_penalty=0.5)
+    model.invoke("hi")
+    model.invoke("hi", top_p=0.9, logprobs=True)
+    model.invoke("hi", top_logprobs=2)
+    first, second, third = (request.sampling for request in service.requests)
+    assert first == Sampling(top_p=0.5, top_k=3, logit_bias={7: -1.0}, presence_penalty=0.5)
+    assert (second.top_p, second.logprobs, third.logprobs) == (0.9, 0, 2)
+
+
+def test_log_probabilities_add_up(service: FakeService) -> None:
+    tokens = [TokenLogprob(token=text, utf8=text.encode(), logprob=-1.0) for text in ("a", "b")]
+    service.script = lambda _: [ChatDelta(text=token.token, logprobs=(token,)) for token in tokens]
+    reply = ChatAgentKV(service=service).invoke("hi", logprobs=True)
+    assert [token["token"] for token in reply.response_metadata["logprobs"]["content"]] == ["a", "b"]
