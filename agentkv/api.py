@@ -5,7 +5,7 @@ the same thing behind a URL.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -119,6 +119,9 @@ class ChatRequest:
     Attributes:
         messages: the conversation; the reply is written by the agent that the prompt is for.
         prompt: a text or its tokens to continue as they are, without a chat template, instead of `messages`.
+        echo: give the prompt back, in the first delta.
+        prompt_logprobs: with it, the log-probability of each of its tokens, and of so many of the likeliest; such a
+            chat reads no kept KV.
         tools: tools that the reply may or must call; they are called in the text format of the model's template.
         response_format: hold the reply to a JSON schema.
         template_options: variables of the model's chat template, e.g. {"enable_thinking": False}.
@@ -138,6 +141,8 @@ class ChatRequest:
 
     messages: tuple[ChatMessage, ...] = ()
     prompt: str | tuple[int, ...] | None = None
+    echo: bool = False
+    prompt_logprobs: int | None = None
     tools: ToolUse | None = None
     response_format: ResponseFormat | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
@@ -220,6 +225,22 @@ class Usage:
         return replace(self, completion_tokens=completion, reasoning_tokens=reasoning)
 
 
+def usage_together(usages: Iterable[Usage]) -> Usage:
+    """Usage of chats over different prompts; times are those of the first."""
+    first, *others = usages
+    for other in others:
+        reuse = asdict(first.reuse)
+        reuse |= {name: reuse[name] + value for name, value in asdict(other.reuse).items() if type(value) is int}
+        first = replace(
+            first,
+            prompt_tokens=first.prompt_tokens + other.prompt_tokens,
+            completion_tokens=first.completion_tokens + other.completion_tokens,
+            reasoning_tokens=first.reasoning_tokens + other.reasoning_tokens,
+            reuse=ReuseUsage(**reuse),
+        )
+    return first
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCallDelta:
     """A piece of a tool call.
@@ -246,6 +267,21 @@ class ToolCallDelta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptEcho:
+    """A prompt, given back.
+
+    Attributes:
+        text: all of it, special tokens spelt out.
+        tokens: text of each token.
+        logprobs: one for each token where the request asked for them; None for the first.
+    """
+
+    text: str
+    tokens: tuple[str, ...] = ()
+    logprobs: tuple[TokenLogprob | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatDelta:
     """A piece of a reply.
 
@@ -253,20 +289,24 @@ class ChatDelta:
         text: new text, may be empty.
         reasoning: new text of what the model thinks before it answers.
         tool_calls: new pieces of tool calls.
+        echo: the prompt, in the first delta where the request asked for it.
         token_ids: the tokens behind it.
         logprobs: one for each token where the request asked for them.
         logits: torch.Tensor [len(token_ids), vocabulary] where the request asked for it.
         finish_reason: `stop`, `tool_calls`, `length` or `abort`, set in the last delta.
+        stopped_by: the stop string that ended the reply, if one did.
         usage: set in the last delta.
     """
 
     text: str = ""
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    echo: PromptEcho | None = None
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     logits: Any = None
     finish_reason: str | None = None
+    stopped_by: str | None = None
     usage: Usage | None = None
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from agentkv.api import ChatDelta, ToolCall, Usage
+from agentkv.api import ChatDelta, PromptEcho, ToolCall, Usage
 from agentkv.sampling import TokenLogprob
 
 
@@ -12,6 +12,7 @@ class CollectedReply:
 
     Attributes:
         text, reasoning, tool_calls, token_ids, logprobs: as in the deltas, put together.
+        echo: the prompt, where it was asked for.
         finish_reason, usage: those of the last delta.
     """
 
@@ -20,6 +21,7 @@ class CollectedReply:
     tool_calls: list[ToolCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    echo: PromptEcho | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
 
@@ -37,5 +39,6 @@ class CollectedReply:
             else:
                 call = self.tool_calls[piece.index]
                 self.tool_calls[piece.index] = replace(call, arguments=call.arguments + piece.arguments)
+        self.echo = delta.echo or self.echo
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.usage = delta.usage or self.usage

@@ -4,12 +4,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
+from agentkv.api import ChatDelta, ChatRequest, PromptEcho, ReuseUsage, Usage
 from agentkv.coverage import Coverage
+from agentkv.dialect import ReplyPiece, ReplyReader
 from agentkv.sampling import TokenLogprob
 from agentkv.screening.selectors.budget import BudgetedSelector
 from agentkv.segment_records import Origin
 from agentkv.stream import DeltaStream
+from agentkv.text_cut import overlap
 from agentkv.tokenization import Detokenizer, Prompt, PromptMessage
 from agentkv_engine.request import FinishReason, Request, StepOutput, TokenLogprobs, TokenSources
 from agentkv_engine.reuse import PlacedSpan
@@ -20,21 +22,25 @@ class StopStrings:
 
     Args:
         stops: strings that end the text; they are cut from it.
+
+    Attributes:
+        which: the one that was found.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
-        self.found = False
+        self.which: str | None = None
 
     def feed(self, text: str) -> str:
         """Text that is safe to give out after this piece."""
         held = self._held + text
-        cuts = [held.find(stop) for stop in self._stops if stop in held]
+        cuts = [(held.find(stop), stop) for stop in self._stops if stop in held]
         if cuts:
-            self.found, self._held = True, ""
-            return held[: min(cuts)]
-        keep = max((_overlap(held, stop) for stop in self._stops), default=0)
+            cut, self.which = min(cuts)
+            self._held = ""
+            return held[:cut]
+        keep = max((overlap(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -42,11 +48,6 @@ class StopStrings:
         """What was held back, once nothing more comes."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +65,9 @@ class RunningChat:
         misses: reasons why reuse did not happen.
         new_messages: messages worth keeping that are not known yet.
         awaited: words (tenant, digest) for which it has waited already.
-        token_ids, text: the reply so far, as emitted and as given out.
+        reply: reads what is generated: thoughts, content, calls.
+        token_ids: the reply so far, as emitted.
+        num_reasoning: those of them that the model thought with.
     """
 
     chat: ChatRequest
@@ -75,6 +78,7 @@ class RunningChat:
     stream: DeltaStream
     detokenizer: Detokenizer
     stops: StopStrings
+    reply: ReplyReader
     num_layers: int
     origin: Origin
     submitted: float
@@ -83,7 +87,7 @@ class RunningChat:
     new_messages: tuple[PromptMessage, ...] = ()
     awaited: set[tuple[str, int]] = field(default_factory=set)
     token_ids: list[int] = field(default_factory=list)
-    text: str = ""
+    num_reasoning: int = 0
     sources: TokenSources | None = None
     queue: float | None = None
     ttft: float | None = None
@@ -92,8 +96,8 @@ class RunningChat:
         """Let the engine read these spans."""
         self.request = replace(self.request, spans=spans)
 
-    def take(self, output: StepOutput) -> tuple[str, FinishReason | None]:
-        """Text that this output brings, and why the chat ends now, if it does (a stop string may end it early)."""
+    def take(self, output: StepOutput) -> tuple[ReplyPiece, FinishReason | None]:
+        """What this output brings, and why the chat ends now, if it does (a stop string may end it early)."""
         if output.sources is not None:
             self.sources = output.sources
             self.ttft = time.perf_counter() - self.submitted
@@ -104,12 +108,12 @@ class RunningChat:
         if ended is not None:
             piece += self.detokenizer.finish()
         piece = self.stops.feed(piece)
-        if self.stops.found:
+        if self.stops.which is not None:
             ended = FinishReason.STOP
         elif ended is not None:
             piece += self.stops.flush()
-        self.text += piece
-        return piece, ended
+        read = self.reply.feed(piece)
+        return (read if ended is None else read + self.reply.finish()), ended
 
     def usage(self) -> Usage:
         """Counts and times so far."""
@@ -119,6 +123,7 @@ class RunningChat:
         return Usage(
             prompt_tokens=num_prompt,
             completion_tokens=len(self.token_ids),
+            reasoning_tokens=self.num_reasoning,
             reuse=ReuseUsage(
                 prefix=sources.prefix,
                 reused=sources.reused,
@@ -146,15 +151,29 @@ class RunningChat:
                 tokens[self.authors[span.handle]] += read.count(span.start, span.end)
         return dict(sorted((+tokens).items()))
 
-    def delta(self, piece: str, output: StepOutput, ended: FinishReason | None) -> ChatDelta:
+    def delta(self, piece: ReplyPiece, output: StepOutput, ended: FinishReason | None) -> ChatDelta:
         """What the reader gets of an output."""
+        called = ended is FinishReason.STOP and self.reply.calls
         return ChatDelta(
-            text=piece,
+            text=piece.text,
+            reasoning=piece.reasoning,
+            tool_calls=piece.tool_calls,
+            echo=self._echo(output) if self.chat.echo and output.sources is not None else None,
             token_ids=output.token_ids,
             logprobs=tuple(self._told(logprobs) for logprobs in output.logprobs),
             logits=output.logits,
-            finish_reason=None if ended is None else str(ended),
+            finish_reason="tool_calls" if called else None if ended is None else str(ended),
+            stopped_by=self.stops.which,
             usage=None if ended is None else self.usage(),
+        )
+
+    def _echo(self, output: StepOutput) -> PromptEcho:
+        pieces = [self.detokenizer.bytes_of(token_id) for token_id in self.prompt.token_ids]
+        told = output.prompt_logprobs or ()
+        return PromptEcho(
+            text=b"".join(pieces).decode(errors="replace"),
+            tokens=tuple(piece.decode(errors="replace") for piece in pieces),
+            logprobs=tuple(logprobs and self._told(logprobs) for logprobs in told),
         )
 
     def _told(self, logprobs: TokenLogprobs) -> TokenLogprob:

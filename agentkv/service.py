@@ -10,12 +10,14 @@ from types import TracebackType
 import torch
 
 from agentkv.api import ChatDelta, ChatRequest, Reuse
+from agentkv.chat_prompts import ChatPrompts
 from agentkv.config import ServiceConfig
 from agentkv.coverage import Coverage
 from agentkv.embedded import model_name
 from agentkv.embedder import Embedder
 from agentkv.engine_thread import EngineThread
 from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest, ModelError, ServiceClosed
+from agentkv.grammar import GrammarCompiler
 from agentkv.hub import find_model
 from agentkv.keeper import Keeper
 from agentkv.kept_segments import KeptSegments
@@ -24,7 +26,7 @@ from agentkv.running_chat import RunningChat, StopStrings
 from agentkv.screening.selectors.budget import BudgetedSelector
 from agentkv.screening.selectors.registry import parse_selector
 from agentkv.screening.worth import WorthCheck
-from agentkv.segment import GeneratedMemory, Recognizer
+from agentkv.segment import Recognizer
 from agentkv.segment_records import Origin
 from agentkv.stream import DeltaStream
 from agentkv.texts import Texts
@@ -81,7 +83,8 @@ class Service:
         self._num_layers = engine.model_config.num_layers
         self._config = config
         self._tokenizer = tokenizer
-        self._memory = GeneratedMemory(tokenizer)
+        self._prompts = ChatPrompts(tokenizer)
+        self._grammars = GrammarCompiler(tokenizer, self._prompts.speech)
         self._recognizer = recognizer
         self._keeper = keeper
         self._worth = WorthCheck()
@@ -91,7 +94,7 @@ class Service:
         self._writers = Writers()
         self._engine = engine
         self._thread = EngineThread(engine, self._on_output, self._on_failure)
-        self.texts = Texts(tokenizer, self._memory)
+        self.texts = Texts(tokenizer, self._prompts)
         self.embedder = Embedder(engine, self._thread, tokenizer, self._max_prompt)
         self.segments = KeptSegments(keeper, self._thread)
 
@@ -139,7 +142,7 @@ class Service:
         """See `ChatService.submit`; tokenises in the caller's thread."""
         submitted = time.perf_counter()
         owner = owner_of(tenant, request.cache_salt)
-        prompt = self._tokenizer.prompt(request.messages, tenant=owner, splicer=self._memory.splicer(owner))
+        prompt = self._prompts.write(request, owner)
         selector = self._selector(request)
         engine_request = self._engine_request(request, prompt, owner, selector)
         stream = DeltaStream(on_cancel=lambda: self._cancel(engine_request.request_id))
@@ -152,12 +155,17 @@ class Service:
             stream=stream,
             detokenizer=self._tokenizer.detokenizer(),
             stops=StopStrings(request.stop),
+            reply=self._prompts.speech.reader(request, prompt),
             num_layers=self._num_layers,
             origin=Origin(agent=request.agent or _label(request), thread=request.thread),
             submitted=submitted,
         )
         self._thread.post(lambda: self._admit(chat))
         return stream
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of a chat's prompt. Raises what `submit` raises for messages that can't be rendered."""
+        return len(self._prompts.write(request, "").token_ids)
 
     def memory(self) -> MemoryStats:
         """How the pool's blocks are held now; waits for the step under way."""
@@ -213,6 +221,8 @@ class Service:
             forced_output=forced,
             return_logits=chat.return_logits,
             num_logprobs=chat.sampling.logprobs,
+            prompt_logprobs=chat.prompt_logprobs,
+            constraint=None if forced is not None else self._grammars.constraint(chat, prompt),
         )
 
     def _sampling(self, chat: ChatRequest, room: int) -> SamplingParams:
@@ -344,7 +354,9 @@ class Service:
         """Keep the reply before its last byte is given out, so that whoever reads it finds its KV."""
         if stopped_early:
             self._engine.finish(chat.request.request_id)
-        generated = self._memory.remember(chat.tenant, chat.text, chat.token_ids)
+        generated = self._prompts.remember(chat.tenant, chat.reply, chat.token_ids)
+        if chat.reply.has_thought:
+            chat.num_reasoning = len(chat.token_ids) if generated is None else len(generated.before)
         if generated is not None and chat.request.mode is ReuseMode.SCREENED:
             self._keeper.keep_reply(chat.request, chat.prompt, generated, len(chat.token_ids), chat.origin)
         del self._running[chat.request.request_id]

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from agentkv.api import ChatMessage
+from agentkv.api import ChatMessage, ChatRequest
+from agentkv.chat_prompts import ChatPrompts
 from agentkv.errors import InvalidRequest
 from agentkv.owner import owner_of
-from agentkv.segment import GeneratedMemory
 from agentkv.tokenization import ChatTokenizer
 
 
@@ -14,19 +14,18 @@ class Texts:
 
     Args:
         tokenizer: the model's.
-        memory: knows the tokens of generated texts.
+        prompts: writes the prompts of chats.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, memory: GeneratedMemory) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, prompts: ChatPrompts) -> None:
         self._tokenizer = tokenizer
-        self._memory = memory
+        self._prompts = prompts
 
     def tokenize(self, text: str | Sequence[ChatMessage], *, tenant: str = "") -> tuple[int, ...]:
         """Token ids of a text as it stands, or of the prompt of a chat of these messages. Raises InvalidRequest."""
         if isinstance(text, str):
             return self._tokenizer.encode(text)
-        owner = owner_of(tenant, "")
-        return self._tokenizer.prompt(text, tenant=owner, splicer=self._memory.splicer(owner)).token_ids
+        return self._prompts.write(ChatRequest(messages=tuple(text)), owner_of(tenant, "")).token_ids
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones left out. Raises InvalidRequest for ids that are none."""

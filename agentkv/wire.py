@@ -9,7 +9,17 @@ from typing import Any
 
 import httpx
 
-from agentkv.api import ChatDelta, ChatRequest, ReuseUsage, Usage
+from agentkv.api import (
+    ChatDelta,
+    ChatMessage,
+    ChatRequest,
+    ResponseFormat,
+    ReuseUsage,
+    ToolCall,
+    ToolCallDelta,
+    ToolUse,
+    Usage,
+)
 from agentkv.errors import AgentKVError, ContextTooLong, InvalidRequest, RemoteError, ServiceClosed, TemplateRefused
 from agentkv.sampling import TokenLogprob
 
@@ -49,22 +59,30 @@ class EventReader:
             return None
         choice = chunk["choices"][0]
         self._finish_reason = choice["finish_reason"] or self._finish_reason
-        text = choice["delta"].get("content") or ""
         told = (choice.get("logprobs") or {}).get("content") or ()
-        logprobs = tuple(TokenLogprob.from_object(token) for token in told)
-        return ChatDelta(text=text, logprobs=logprobs) if text or logprobs else None
+        delta = choice["delta"]
+        read = ChatDelta(
+            text=delta.get("content") or "",
+            reasoning=delta.get("reasoning_content") or "",
+            tool_calls=tuple(_read_call(call) for call in delta.get("tool_calls") or ()),
+            logprobs=tuple(TokenLogprob.from_object(token) for token in told),
+        )
+        return None if read == ChatDelta() else read
 
 
 def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
     """The request as JSON; fields that are not set are left to the server."""
-    messages = [
-        {"role": message.role, "content": message.content} | ({"name": message.name} if message.name else {})
-        for message in request.messages
-    ]
+    if request.prompt is not None:
+        raise InvalidRequest(
+            "a text without messages does not travel: use the server's /v1/completions", param="prompt"
+        )
     vendor = {"reuse": request.reuse, "selector": request.selector}
     body = {
         "model": model,
-        "messages": messages,
+        "messages": [_message_object(message) for message in request.messages],
+        **(_tools_object(request.tools) if request.tools else {}),
+        "response_format": _format_object(request.response_format) if request.response_format else None,
+        "chat_template_kwargs": dict(request.template_options) or None,
         "stream": True,
         "temperature": request.temperature,
         "max_tokens": request.max_tokens,
@@ -79,6 +97,56 @@ def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
+def _message_object(message: ChatMessage) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "role": message.role,
+        "content": message.content,
+        "name": message.name,
+        "tool_call_id": message.tool_call_id,
+        "reasoning_content": message.reasoning or None,
+        "tool_calls": [call_object(call) for call in message.tool_calls] or None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def call_object(call: ToolCall) -> dict[str, Any]:
+    """OpenAI's tool call."""
+    return {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _tools_object(use: ToolUse) -> dict[str, Any]:
+    named = [{"type": "function", "function": {"name": name}} for name in use.only]
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": use.choice, "tools": named}}
+    definitions = [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.parameters,
+                "strict": tool.strict,
+            },
+        }
+        for tool in use.tools
+    ]
+    choice = allowed if named and use.choice != "none" else use.choice
+    return {"tools": definitions, "tool_choice": choice, "parallel_tool_calls": use.parallel}
+
+
+def _format_object(wanted: ResponseFormat) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": wanted.name, "schema": wanted.schema, "strict": True}}
+
+
+def _read_call(call: dict[str, Any]) -> ToolCallDelta:
+    function = call.get("function") or {}
+    return ToolCallDelta(
+        index=call["index"],
+        call_id=call.get("id"),
+        name=function.get("name"),
+        arguments=function.get("arguments") or "",
+    )
+
+
 def usage_object(usage: Usage) -> dict[str, Any]:
     """OpenAI's `usage`, and under `agentkv` what came from where (read back by `read_usage`)."""
     return {
@@ -86,8 +154,14 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "agentkv": {**asdict(usage.reuse), "queue": usage.queue, "ttft": usage.ttft, "duration": usage.duration},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "agentkv": vendor_object(usage),
     }
+
+
+def vendor_object(usage: Usage) -> dict[str, Any]:
+    """What came from where, under `agentkv` in the usage of every endpoint."""
+    return {**asdict(usage.reuse), "queue": usage.queue, "ttft": usage.ttft, "duration": usage.duration}
 
 
 def read_usage(usage: dict[str, Any]) -> Usage:
@@ -97,6 +171,7 @@ def read_usage(usage: dict[str, Any]) -> Usage:
     return Usage(
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
+        reasoning_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
         reuse=ReuseUsage(**{name: value for name, value in vendor.items() if name in known}),
         queue=vendor.get("queue"),
         ttft=vendor.get("ttft"),

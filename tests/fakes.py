@@ -24,7 +24,8 @@ Script = Callable[[ChatRequest], Sequence[str | ChatDelta]]
 
 def echo(request: ChatRequest) -> list[str]:
     """Repeat the last message, word by word."""
-    words = request.messages[-1].content.split(" ")
+    last = request.messages[-1].content if request.messages else str(request.prompt)
+    words = last.split(" ")
     return [word if index == 0 else f" {word}" for index, word in enumerate(words)]
 
 
@@ -121,6 +122,11 @@ class FakeService:
         stream = FakeStream(self, request, text[: request.max_tokens])
         self.streams.append(stream)
         return stream
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        if self.refuse is not None:
+            raise self.refuse
+        return sum(len(message.content) for message in request.messages)
 
     def health(self) -> dict[str, Any]:
         return {"status": self.status}

@@ -24,6 +24,7 @@ from agentkv.segment.generated import GeneratedMemory
 from agentkv.segment.recognizer import Recognition, Recognizer
 from agentkv.segment.segment import Segment
 from agentkv.segment.shelf import Kept
+from agentkv.segment.spoken import SpokenMemory
 
 __all__ = [
     "Change",
@@ -34,5 +35,6 @@ __all__ = [
     "Recognition",
     "Recognizer",
     "Segment",
+    "SpokenMemory",
     "Trail",
 ]

@@ -13,14 +13,17 @@ from agentkv.errors import ServiceClosed
 from agentkv.metrics import Metrics
 from agentkv.server.auth import Authenticator
 from agentkv.server.chat.routes import chat_routes
+from agentkv.server.completions.routes import completion_routes
 from agentkv.server.connection import connection_class
 from agentkv.server.drain import DrainingServer, late_signals_ignored
 from agentkv.server.embeddings.routes import embedding_routes
 from agentkv.server.errors import install_error_handlers
 from agentkv.server.gate import Gate
 from agentkv.server.hosted import HostedService
+from agentkv.server.messages.routes import message_routes
 from agentkv.server.operations import model_routes, operation_routes
 from agentkv.server.request_id import RequestIds
+from agentkv.server.responses.routes import response_routes
 from agentkv.server.segments.routes import segment_routes
 from agentkv.server.serving import Serving
 from agentkv.server.settings import ServerSettings
@@ -40,7 +43,9 @@ def create_app(service: HostedService, settings: ServerSettings | None = None, g
     app.add_middleware(RequestIds)
     statistics = AgentStatistics(max_agents=settings.max_agent_labels)
     serving = Serving(service=service, settings=settings, metrics=metrics, statistics=statistics, auth=gate)
-    app.include_router(chat_routes(serving))
+    for routes in (chat_routes, completion_routes, response_routes):
+        app.include_router(routes(serving))
+    app.include_router(message_routes(serving, service))
     app.include_router(embedding_routes(serving, service))
     app.include_router(token_routes(serving, service))
     app.include_router(segment_routes(serving, service))

@@ -34,7 +34,7 @@ async def read_body(request: Request, model: type[Body], limit: int) -> Body:
     try:
         return model.model_validate_json(bytes(body))
     except ValidationError as error:
-        raise from_validation_error(error) from None
+        raise from_validation_error(error, bytes(body)) from None
 
 
 def _too_large(limit: int) -> ApiError:

@@ -8,7 +8,7 @@ every answer has in `x-request-id`, leads from one to the other.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -60,6 +61,34 @@ class ApiError(Exception):
         return JSONResponse(self.envelope(), status_code=self.status, headers=self.headers)
 
 
+ANTHROPIC_PATH = "/v1/messages"
+"""Routes under it answer errors as Anthropic does."""
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_envelope(error: ApiError) -> dict[str, Any]:
+    """The JSON body of an error of `/v1/messages`."""
+    fallback = "api_error" if error.status >= 500 else "invalid_request_error"
+    told = {"type": _ANTHROPIC_TYPES.get(error.status, fallback), "message": str(error)}
+    return {"type": "error", "error": told, "request_id": request_id()}
+
+
+def error_response(request: Request, error: ApiError) -> JSONResponse:
+    """The HTTP answer, in the envelope of the route."""
+    if not request.url.path.startswith(ANTHROPIC_PATH):
+        return error.response()
+    return JSONResponse(anthropic_envelope(error), status_code=error.status, headers=error.headers)
+
+
 def model_not_found(asked: str, served: str) -> ApiError:
     """The answer to a model that is not here."""
     return ApiError(
@@ -96,33 +125,53 @@ def from_service_error(error: Exception) -> ApiError:
     return internal_error(request_id())
 
 
-def from_validation_error(error: ValidationError | RequestValidationError) -> ApiError:
-    """The first thing that pydantic found wrong, with the field's path as OpenAI writes it: `messages[0].role`."""
+def from_validation_error(error: ValidationError | RequestValidationError, body: bytes = b"") -> ApiError:
+    """The first thing that pydantic found wrong, with the field's path as OpenAI writes it: `messages[0].role`.
+
+    Args:
+        error: pydantic's.
+        body: what was read, so that the path names fields that are there.
+    """
     first = error.errors()[0]
-    path = ""
-    for part in first["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the request body is not valid JSON: {first['msg']}", code="invalid_json")
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    missing = first["type"] == "missing"
+    path = _path(first["loc"], body, missing=missing)
+    code = "missing_required_parameter" if missing else "invalid_value"
     return ApiError(400, f"{path or 'request body'}: {first['msg']}", param=path or None, code=code)
+
+
+def _path(places: Sequence[str | int], body: bytes, *, missing: bool) -> str:
+    """The path without the parts that are pydantic's own: the names of a union's members."""
+    try:
+        here: Any = from_json(body)
+    except ValueError:
+        here = None
+    path = ""
+    for rank, place in enumerate(places):
+        if (isinstance(here, dict) and place in here) or (isinstance(here, list) and isinstance(place, int)):
+            here = here[place]
+        elif here is not None and not (missing and rank == len(places) - 1):
+            continue
+        path += f"[{place}]" if isinstance(place, int) else f".{place}" if path else str(place)
+    return path
 
 
 def install_error_handlers(app: FastAPI) -> None:
     """Make every failure of `app` an envelope: ours, FastAPI's, unknown routes and methods, and bugs."""
 
-    async def known(_: Request, error: Exception) -> JSONResponse:
-        return from_service_error(error).response()
+    async def known(request: Request, error: Exception) -> JSONResponse:
+        return error_response(request, from_service_error(error))
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return from_validation_error(error).response()
+        return error_response(request, from_validation_error(error))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         what = f"{request.method} {request.url.path}: {error.detail}"
         code = HTTPStatus(error.status_code).name.lower()
-        return ApiError(error.status_code, what, code=code, headers=error.headers).response()
+        return error_response(request, ApiError(error.status_code, what, code=code, headers=error.headers))
 
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(AgentKVError, known)
@@ -135,6 +184,6 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     # Starlette answers here from outside all middleware, and raises the error once more, for the log.
     name = request.state.request_id
     logger.error("request %s failed: %s", name, type(error).__name__)
-    answer = internal_error(name).response()
+    answer = error_response(request, internal_error(name))
     answer.headers[HEADER.decode("ascii")] = name
     return answer

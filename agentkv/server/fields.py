@@ -44,7 +44,6 @@ CHAT_FIELDS = FieldPolicy(
     harmless=frozenset(
         {
             "metadata",
-            "parallel_tool_calls",
             "prediction",
             "prompt_cache_key",
             "prompt_cache_retention",
@@ -62,19 +61,50 @@ CHAT_FIELDS = FieldPolicy(
         "functions": ([],),
         "modalities": (["text"],),
         "reasoning_effort": (),
-        "response_format": ({"type": "text"},),
         "return_token_ids": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "verbosity": ("medium",),
         "web_search_options": (),
     },
 )
 
-# Clients send back messages as they got them, with fields of other vendors; `id` of a tool call only pairs it up.
+# Clients send back messages as they got them, with fields of other vendors.
 MESSAGE_FIELDS = FieldPolicy(
-    harmless=frozenset({"annotations", "id", "tool_call_id"}),
-    neutral={"audio": (), "function_call": (), "reasoning_content": ("",), "refusal": ("",), "tool_calls": ([],)},
+    harmless=frozenset({"annotations", "id", "reasoning"}),
+    neutral={"audio": (), "function_call": (), "refusal": ("",)},
+)
+
+COMPLETION_FIELDS = FieldPolicy(
+    harmless=frozenset({"user", "session_id", "service_tier", "metadata"}),
+    neutral={"return_token_ids": (False,), "use_beam_search": (False,), "skip_special_tokens": (True,)},
+)
+
+RESPONSE_FIELDS = FieldPolicy(
+    harmless=frozenset(
+        {
+            "include",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+            "reasoning",
+            "safety_identifier",
+            "service_tier",
+            "session_id",
+            "stream_options",
+            "user",
+        }
+    ),
+    neutral={
+        "background": (False,),
+        "conversation": (),
+        "max_tool_calls": (),
+        "prompt": (),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
+    },
+)
+
+ANTHROPIC_FIELDS = FieldPolicy(
+    harmless=frozenset({"cache_control", "inference_geo", "metadata", "service_tier", "session_id", "speed"}),
+    neutral={"container": (), "context_management": (), "mcp_servers": ([],), "output_config": (), "output_format": ()},
 )
 
 STREAM_OPTIONS = FieldPolicy(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from agentkv.api import ChatMessage, ChatService, Embedding, SegmentManager
+from agentkv.api import ChatMessage, ChatRequest, ChatService, Embedding, SegmentManager
 
 
 class KvMemory(Protocol):
@@ -61,6 +61,10 @@ class HostedService(ChatService, Protocol):
     @property
     def texts(self) -> TextService:
         """Texts to tokens and back."""
+        ...
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of a chat's prompt. Raises InvalidRequest and its kin."""
         ...
 
     def health(self) -> dict[str, Any]:

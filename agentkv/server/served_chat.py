@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.types import Receive
 
 from agentkv.agent_statistics import AgentStatistics
-from agentkv.api import ChatDelta, ChatStream, Usage
+from agentkv.api import ChatDelta, ChatStream, Usage, usage_together
 from agentkv.errors import ServiceClosed
 from agentkv.metrics import Metrics
 from agentkv.server.errors import ApiError, client_gone, from_service_error
@@ -103,10 +103,12 @@ class ServedChats:
     Args:
         chats: as submitted.
         settings: how long they may take.
+        choices_each: so many, one after the other, have one prompt.
     """
 
-    def __init__(self, chats: Sequence[ServedChat], settings: ServerSettings) -> None:
+    def __init__(self, chats: Sequence[ServedChat], settings: ServerSettings, choices_each: int | None = None) -> None:
         self._chats = tuple(chats)
+        self._choices_each = choices_each or len(self._chats)
         self._first_token_timeout = settings.first_token_timeout
         self._request_timeout = settings.request_timeout
 
@@ -176,9 +178,10 @@ class ServedChats:
 
     @property
     def usage(self) -> Usage:
-        """Usage of all chats, once they have ended: the prompt, which they share, counts once, as the first read it."""
-        first = self._chats[0].usage
-        return first.with_completions(chat.usage for chat in self._chats)
+        """Usage of all chats, once they have ended: a prompt that several share counts once, as the first read it."""
+        usages = [chat.usage for chat in self._chats]
+        groups = [usages[first : first + self._choices_each] for first in range(0, len(usages), self._choices_each)]
+        return usage_together(group[0].with_completions(group) for group in groups)
 
 
 async def _read(

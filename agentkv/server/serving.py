@@ -35,16 +35,22 @@ class Serving:
         if asked != self.service.model_id:
             raise model_not_found(asked, self.service.model_id)
 
-    async def submit(self, requests: Sequence[ChatRequest], tenant: str) -> ServedChats:
+    async def submit(
+        self, requests: Sequence[ChatRequest], tenant: str, choices_each: int | None = None
+    ) -> ServedChats:
         """Start a chat for each choice; if one can't be started, none is.
+
+        Args:
+            requests: what is asked for.
+            tenant: whose.
+            choices_each: choices of each prompt; None where all have the same.
 
         Raises:
             ApiError: what can never run.
         """
-        if len(requests) > self.settings.max_choices:
-            message = (
-                f"{len(requests)} replies are asked for, and this server gives at most {self.settings.max_choices}"
-            )
+        asked, most = choices_each or len(requests), self.settings.max_choices
+        if asked > most:
+            message = f"{asked} replies are asked for, and this server gives at most {most}"
             raise ApiError(400, message, param="n", code="invalid_value")
         started: list[ServedChat] = []
         try:
@@ -56,7 +62,7 @@ class Serving:
             for chat in started:
                 chat.leave()
             raise
-        return ServedChats(started, self.settings)
+        return ServedChats(started, self.settings, choices_each)
 
     def refusal(self, error: Exception) -> ApiError:
         """The answer to a request of which no chat ran, counted."""

@@ -8,6 +8,7 @@ The calls others use:
     tokenizer.detokenizer() -> Detokenizer                             # .feed(token_ids) -> str, .finish() -> str
     tokenizer.stop_token_ids -> frozenset[int]                         # .end_of_turn_id: the template's own, or None
     tokenizer.prompt(messages, tenant="", splicer=None) -> Prompt      # raises TemplateRefused, InvalidRequest
+    tokenizer.raw_prompt(text_or_token_ids) -> Prompt                  # continued as it is, without a template
     tokenizer.generated(text, token_ids) -> GeneratedText | None       # which generated ids stand behind returned text
 
 `Prompt` has `token_ids` and `messages`; a `PromptMessage` has `index, role, name, text`, its half-open token span

@@ -19,6 +19,7 @@ from agentkv.tokenization.prompt import Prompt, PromptMessage, Splice
 from agentkv.tokenization.template import Rendered
 
 _NOWHERE = (0, 0)
+_TAIL = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,7 @@ def assemble(
         token_ids=tuple(ids.tolist()),
         messages=_messages(layout, messages, starts, ends),
         num_spliced=sum(p.piece.token_ids.size for p in parts if p.is_splice and p.piece),
+        tail=layout.text[-_TAIL:],
     )
 
 

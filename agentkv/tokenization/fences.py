@@ -18,6 +18,12 @@ class Escape:
 
     texts: tuple[tuple[str, str], ...] = ()
 
+    def hide(self, text: str) -> str:
+        """The text with characters for the special tokens it spells out."""
+        for character, original in self.texts:
+            text = text.replace(original, character)
+        return text
+
     def restore(self, text: str) -> str:
         """The text as the messages had it."""
         for character, original in self.texts:
@@ -46,13 +52,18 @@ class Fences:
         """Whether the text spells out a special token."""
         return self._pattern is not None and self._pattern.search(text) is not None
 
-    def escape(self, messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], Escape]:
-        """Messages in which no special token is spelt out, and how to restore what was."""
-        parts = [part for m in messages for part in (m.content, m.role, m.name or "")]
-        found = sorted({hit for part in parts for hit in self._spelt_out(part)}, key=len, reverse=True)
+    def escape(self, messages: Sequence[ChatMessage], beside: str = "") -> tuple[Sequence[ChatMessage], Escape]:
+        """Messages in which no special token is spelt out, and how to restore what was.
+
+        Args:
+            messages: the chat.
+            beside: what else the template reads; the caller hides special tokens in it with the `Escape`.
+        """
+        parts = [part for m in messages for part in _texts(m)]
+        found = sorted({hit for part in (*parts, beside) for hit in self._spelt_out(part)}, key=len, reverse=True)
         if not found:
             return messages, Escape()
-        used = set().union(*parts)
+        used = set(beside).union(*parts)
         free = (c for c in map(chr, range(0x100000, 0x10FFFE)) if c not in used)
         escape = Escape(texts=tuple((character, text) for text, character in zip(found, free, strict=False)))
         return [self._escaped(m, escape) for m in messages], escape
@@ -61,10 +72,12 @@ class Fences:
         return self._pattern.findall(text) if self._pattern else ()
 
     def _escaped(self, message: ChatMessage, escape: Escape) -> ChatMessage:
-        if not any(map(self.occur_in, (message.content, message.role, message.name or ""))):
+        if not any(map(self.occur_in, _texts(message))):
             return message
-        role, content, name = message.role, message.content, message.name
-        for character, text in escape.texts:
-            role, content = role.replace(text, character), content.replace(text, character)
-            name = name.replace(text, character) if name else name
-        return replace(message, role=role, content=content, name=name)
+        role, content, reasoning = map(escape.hide, (message.role, message.content, message.reasoning))
+        name, call_id = (text and escape.hide(text) for text in (message.name, message.tool_call_id))
+        return replace(message, role=role, content=content, reasoning=reasoning, name=name, tool_call_id=call_id)
+
+
+def _texts(message: ChatMessage) -> tuple[str, ...]:
+    return message.content, message.role, message.name or "", message.tool_call_id or "", message.reasoning

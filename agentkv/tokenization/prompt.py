@@ -46,11 +46,13 @@ class Prompt:
         token_ids: what the engine is asked with.
         messages: one for each message of the request, in order.
         num_spliced: tokens that came from the memory of generated text instead of the tokenizer.
+        tail: the last characters of the text, which stand before the reply.
     """
 
     token_ids: tuple[int, ...]
     messages: tuple[PromptMessage, ...]
     num_spliced: int = 0
+    tail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

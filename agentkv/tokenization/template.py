@@ -10,10 +10,11 @@ and with them the true rendering is taken apart, whatever the template trimmed f
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes, pass_eval_context
@@ -23,11 +24,13 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from agentkv.api import ChatMessage
+from agentkv.api import ChatMessage, ToolCall
 from agentkv.errors import ModelError, TemplateRefused
 from agentkv.tokenization.template_files import read_template
 
 Span = tuple[int, int]
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""No further variables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,10 @@ class ChatTemplate:
     Args:
         source: the Jinja text.
         variables: what the template may read beside the messages, e.g. `bos_token`.
+
+    Attributes:
+        source: the Jinja text.
+        reserved_names: variables that a request can't set.
     """
 
     def __init__(self, source: str, variables: dict[str, str]) -> None:
@@ -79,6 +86,8 @@ class ChatTemplate:
         except TemplateSyntaxError as error:
             raise ModelError(f"the chat template is not valid Jinja (line {error.lineno}): {error.message}") from error
         self._variables = variables
+        self.source = source
+        self.reserved_names = frozenset({"messages", "tools", "add_generation_prompt", *variables})
 
     @classmethod
     def from_directory(cls, path: Path) -> "ChatTemplate":
@@ -86,28 +95,42 @@ class ChatTemplate:
         config = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
         return cls(read_template(path, config), special_token_names(config))
 
-    def render(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str:
-        """Write the messages as the model was trained to read them. Raises `TemplateRefused`."""
-        return self._render([_as_dict(message, message.content) for message in messages], add_generation_prompt)
+    def render(
+        self,
+        messages: Sequence[ChatMessage],
+        variables: Mapping[str, Any] = NOTHING,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """Write the messages as the model was trained to read them. Raises `TemplateRefused`.
 
-    def render_located(self, messages: Sequence[ChatMessage]) -> Rendered:
+        Args:
+            messages: the chat.
+            variables: what the template may read beside them: `tools`, and options of its own.
+            add_generation_prompt: end with what stands before a reply.
+        """
+        return self._render([_as_dict(m, m.content) for m in messages], variables, add_generation_prompt)
+
+    def render_located(self, messages: Sequence[ChatMessage], variables: Mapping[str, Any] = NOTHING) -> Rendered:
         """Like `render`, with the place of each content. Raises `TemplateRefused`."""
-        text = self.render(messages)
+        text = self.render(messages, variables)
         mark = _unused_character(text, messages)
         # An empty content has no place, and templates ask whether there is one: it stays as it is.
         marked = [_as_dict(m, f"{mark}{i}{mark}" if m.content.strip() else m.content) for i, m in enumerate(messages)]
         try:
-            skeleton = self._render(marked, True)
+            skeleton = self._render(marked, variables, True)
         except TemplateRefused:
             return Rendered(text=text, contents=(None,) * len(messages))
         pieces = re.split(f"{mark}([0-9]+){mark}", skeleton)
         found = _take_apart(text, pieces[0::2], [(int(i), messages[int(i)].content) for i in pieces[1::2]])
         return Rendered(text=text, contents=tuple(found.get(i) for i in range(len(messages))))
 
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    def _render(self, messages: list[dict[str, Any]], variables: Mapping[str, Any], add_generation_prompt: bool) -> str:
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._variables
+                **{"tools": None, **variables, **self._variables},
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise TemplateRefused(f"the model's chat template refuses these messages: {error}") from error
@@ -128,9 +151,26 @@ def read_json(path: Path) -> Any:
         raise ModelError(f"{path} can't be read as JSON: {error}; download the model directory again") from error
 
 
-def _as_dict(message: ChatMessage, content: str) -> dict[str, str]:
-    named = {"name": message.name} if message.name else {}
-    return {"role": message.role, "content": content, **named}
+def _as_dict(message: ChatMessage, content: str) -> dict[str, Any]:
+    """The message as templates read it; they ask whether a field is there, so that unset ones must not be."""
+    fields: dict[str, Any] = {"role": message.role, "content": content}
+    if message.name:
+        fields["name"] = message.name
+    if message.tool_calls:
+        fields["tool_calls"] = [_call_as_dict(call) for call in message.tool_calls]
+    if message.tool_call_id:
+        fields["tool_call_id"] = message.tool_call_id
+    if message.reasoning:
+        fields["reasoning_content"] = message.reasoning
+    return fields
+
+
+def _call_as_dict(call: ToolCall) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "id": call.call_id,
+        "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+    }
 
 
 def _unused_character(text: str, messages: Sequence[ChatMessage]) -> str:

@@ -1,8 +1,12 @@
 """`ChatTokenizer`: the tokenizer and chat template of a Hugging Face directory, as one thing."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from agentkv.api import ChatMessage
@@ -11,8 +15,8 @@ from agentkv.tokenization.assemble import Layout, assemble, lay_out
 from agentkv.tokenization.fences import Fences
 from agentkv.tokenization.generated import locate_generated
 from agentkv.tokenization.pieces import PieceCache
-from agentkv.tokenization.prompt import GeneratedText, Prompt, Splicer
-from agentkv.tokenization.template import ChatTemplate, read_json, special_token_names
+from agentkv.tokenization.prompt import GeneratedText, Prompt, PromptMessage, Splicer
+from agentkv.tokenization.template import NOTHING, ChatTemplate, read_json, special_token_names
 from agentkv.tokenization.template_files import read_template
 from agentkv.tokenization.token_bytes import Detokenizer, TokenBytes
 from agentkv.tokenization.tokenizer_files import read_tokenizer
@@ -47,6 +51,7 @@ class ChatTokenizer:
         max_cached_tokens: most tokens remembered by their text.
 
     Attributes:
+        template: the chat template.
         is_fenced: whether messages' token ids are remembered one by one.
         end_of_turn_id: the special token that the template puts behind an assistant's words, None without one.
         stop_token_ids: all tokens that end a reply, that one among them.
@@ -65,7 +70,7 @@ class ChatTokenizer:
         added = tokenizer.get_added_tokens_decoder()
         self._fences = Fences({token.content: i for i, token in added.items() if token.special})
         self._token_bytes = TokenBytes(tokenizer)
-        self._template = template
+        self.template = template
         layouts = self._probe_layouts()
         tokenizer.encode_special_tokens = (
             False  # for the whole renderings, as tokenizers read them unless told otherwise
@@ -95,6 +100,11 @@ class ChatTokenizer:
         return cls(tokenizer, template, eos_token_ids=_eos_token_ids(path, tokenizer))
 
     @property
+    def as_json(self) -> str:
+        """The contents of tokenizer.json."""
+        return self._tokenizer.to_str()
+
+    @property
     def num_tokens(self) -> int:
         """Size of the vocabulary, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -117,20 +127,56 @@ class ChatTokenizer:
         """A fresh stream from token ids to text."""
         return Detokenizer(self._token_bytes)
 
-    def prompt(self, messages: Sequence[ChatMessage], *, tenant: str = "", splicer: Splicer | None = None) -> Prompt:
+    def prompt(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        variables: Mapping[str, Any] = NOTHING,
+        tenant: str = "",
+        splicer: Splicer | None = None,
+    ) -> Prompt:
         """Render the messages, ask for a reply, and tokenise.
 
         Args:
             messages: the chat.
+            variables: what the template reads beside them: `tools`, and options of its own; JSON data.
             tenant: whose; token ids are remembered per tenant.
             splicer: knows generated texts; their tokens are put in as they were generated.
 
         Raises `TemplateRefused` with the template's own words, and `InvalidRequest` for text that is no Unicode.
         """
         for index, message in enumerate(messages):
-            _check_unicode(message.content + message.role + (message.name or ""), index)
-        layout = self._lay_out(messages, cut=self.is_fenced)
+            _check_unicode(message.content + message.role + (message.name or "") + message.reasoning, index)
+        layout = self._lay_out(messages, variables, cut=self.is_fenced)
         return self._assemble(layout, messages, tenant, splicer)
+
+    def raw_prompt(self, prompt: str | Sequence[int]) -> Prompt:
+        """The prompt of a text that is continued as it is, or of its tokens; the tokenizer adds what it adds by itself.
+
+        A text is recognised like one message; special-token text in it is special tokens, since the caller writes the
+        template. Raises `InvalidRequest` for text that is no Unicode.
+        """
+        if not isinstance(prompt, str):
+            return Prompt(token_ids=tuple(prompt), messages=())
+        _check_unicode(prompt)
+        encoding = self._reads_special.encode(prompt, add_special_tokens=True)
+        piece = self._pieces.piece(prompt, encoding)
+        first = int(np.argmax(piece.ends > 0)) if piece.token_ids.size else 0
+        whole = PromptMessage(
+            index=0,
+            role="user",
+            name=None,
+            text=prompt,
+            start=first,
+            end=len(encoding.ids),
+            starts=piece.starts[first:],
+            ends=piece.ends[first:],
+        )
+        return Prompt(token_ids=tuple(encoding.ids), messages=(whole,), tail=prompt[-64:])
+
+    @cached_property
+    def _reads_special(self) -> Tokenizer:
+        return _copy(self._tokenizer)
 
     def generated(self, text: str, token_ids: Sequence[int]) -> GeneratedText | None:
         """Which generated ids stand behind a returned text, or None when the text is not what they say.
@@ -141,13 +187,13 @@ class ChatTokenizer:
         """
         return locate_generated(text, token_ids, self._token_bytes, self.encode)
 
-    def _lay_out(self, messages: Sequence[ChatMessage], *, cut: bool) -> Layout:
-        escaped, escape = self._fences.escape(messages)
-        return lay_out(
-            render_in_turns(escaped, self._template.render_located),
-            escape,
-            self._fences if cut or escape.texts else None,
-        )
+    def _lay_out(self, messages: Sequence[ChatMessage], variables: Mapping[str, Any] = NOTHING, *, cut: bool) -> Layout:
+        beside = json.dumps(dict(variables), ensure_ascii=False) if variables else ""
+        escaped, escape = self._fences.escape(messages, beside)
+        if variables and escape.texts:
+            variables = json.loads(escape.hide(beside))
+        rendered = render_in_turns(escaped, lambda turns: self.template.render_located(turns, variables))
+        return lay_out(rendered, escape, self._fences if cut or escape.texts else None)
 
     def _assemble(
         self, layout: Layout, messages: Sequence[ChatMessage], tenant: str = "", splicer: Splicer | None = None
@@ -169,7 +215,7 @@ class ChatTokenizer:
     def _find_end_of_turn(self) -> int | None:
         """The special token that the template puts behind an assistant's words, if it does."""
         messages = (ChatMessage(role="user", content="question"), ChatMessage(role="assistant", content="the reply"))
-        text = self._template.render(messages, add_generation_prompt=False)
+        text = self.template.render(messages, add_generation_prompt=False)
         plain, *rest = self._fences.split(text[text.rfind("the reply") + len("the reply") :])
         return self._fences.ids[rest[0]] if rest and not plain.strip() else None
 

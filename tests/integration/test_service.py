@@ -146,7 +146,7 @@ def test_generated_ids_come_back_as_they_were_in_every_mode(service: Service) ->
     longer = (*chat, ChatMessage(role="assistant", content=reply), ChatMessage(role="user", content="And?"))
     for reuse in Reuse:
         owner = "0\x1f\x1f"
-        prompt = service._tokenizer.prompt(longer, tenant=owner, splicer=service._memory.splicer(owner))
+        prompt = service._tokenizer.prompt(longer, tenant=owner, splicer=service._prompts._generated.splicer(owner))
         _, usage = ask(service, *longer, reuse=reuse)
         assert usage.prompt_tokens == len(prompt.token_ids)
         message = prompt.messages[2]

@@ -4,34 +4,16 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
 from agentkv.api import ChatMessage, ChatRequest, Reuse
+from agentkv.server.chat.tools import FormatBody, ToolCallBody, ToolChoiceBody, to_response_format, to_tool_use
 from agentkv.server.errors import ApiError
 from agentkv.server.fields import CHAT_FIELDS, MESSAGE_FIELDS, STREAM_OPTIONS
 from agentkv.server.sampling_body import SamplingBody
+from agentkv.server.text_parts import join_parts
+from agentkv.server.tools import ToolBody
 
 Label = Annotated[str, Field(max_length=256)]
-
-
-def join_text(content: Any) -> Any:
-    """Message content as one string: null is empty, parts of text are joined; other types are left to the validator."""
-    if content is None:
-        return ""
-    if not isinstance(content, list):
-        return content
-    texts: list[str] = []
-    for part in content:
-        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise PydanticCustomError(
-                "content_part",
-                "a content part of type {kind} can't be read; send text parts only",
-                {"kind": repr(kind)},
-            )
-        texts.append(text)
-    return "".join(texts)
 
 
 def stop_strings(stop: Any) -> Any:
@@ -47,13 +29,23 @@ class MessageBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, BeforeValidator(join_text)] = ""
+    content: Annotated[str, BeforeValidator(join_parts)] = ""
     name: Label | None = None
+    tool_calls: list[ToolCallBody] | None = None
+    tool_call_id: Label | None = None
+    reasoning_content: str | None = None
 
     def to_message(self) -> ChatMessage:
         """The middleware's message; `developer` is what newer clients call `system`."""
         role = "system" if self.role == "developer" else self.role
-        return ChatMessage(role=role, content=self.content, name=self.name)
+        return ChatMessage(
+            role=role,
+            content=self.content,
+            name=self.name,
+            tool_calls=tuple(call.to_call() for call in self.tool_calls or ()) if role == "assistant" else (),
+            tool_call_id=self.tool_call_id if role == "tool" else None,
+            reasoning=(self.reasoning_content or "") if role == "assistant" else "",
+        )
 
 
 class VendorBody(BaseModel):
@@ -81,6 +73,11 @@ class ChatBody(SamplingBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
+    tools: list[ToolBody] | None = None
+    tool_choice: ToolChoiceBody | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: FormatBody | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
     cache_salt: Label | None = None
     agent_hint: Label | None = None
     session_id: Label | None = None
@@ -113,6 +110,9 @@ class ChatBody(SamplingBody):
         vendor = self.agentkv or VendorBody()
         return ChatRequest(
             messages=tuple(message.to_message() for message in self.messages),
+            tools=to_tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
+            response_format=to_response_format(self.response_format),
+            template_options=self.chat_template_kwargs or {},
             max_tokens=self._max_tokens(),
             temperature=default_temperature if self.temperature is None else self.temperature,
             stop=tuple(self.stop),

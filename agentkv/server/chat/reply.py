@@ -8,7 +8,7 @@ from typing import Any
 from agentkv.api import ChatDelta, ToolCallDelta, Usage
 from agentkv.collected import CollectedReply
 from agentkv.sampling import TokenLogprob
-from agentkv.wire import usage_object
+from agentkv.wire import call_object, usage_object
 
 
 class Reply:
@@ -60,10 +60,7 @@ class Reply:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage_object(usage)}
 
     def _choice(self, index: int, reply: CollectedReply) -> dict[str, Any]:
-        calls = [
-            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in reply.tool_calls
-        ]
+        calls = [call_object(call) for call in reply.tool_calls]
         message: dict[str, Any] = {
             "role": "assistant",
             "content": None if calls and not reply.text else reply.text,

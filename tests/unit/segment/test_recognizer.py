@@ -4,12 +4,12 @@ import threading
 import time
 
 import pytest
-from chat_tokenizers import CHINESE, PARAGRAPH, TEXTS, chat, resident, resident_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentkv.api import ChatMessage
 from agentkv.segment import GeneratedMemory, Recognizer
+from chat_tokenizers import CHINESE, PARAGRAPH, TEXTS, chat, resident, resident_of
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 EMOJI = "👩‍🚀 takes off 🙂, \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 and lands 🛬🇫🇷 é 👨‍👩‍👧 🙃🙂🙃 done ✅✅"
@@ -77,7 +77,7 @@ def test_a_quoted_part_is_found(recognizer, chatml, text):
 
 
 def test_a_message_that_is_the_whole_prompt(unfenced, recognizer):
-    unfenced = type(unfenced)(unfenced._tokenizer, type(unfenced._template)("{{ messages[0].content }}", {}))
+    unfenced = type(unfenced)(unfenced._tokenizer, type(unfenced.template)("{{ messages[0].content }}", {}))
     prompt = unfenced.prompt(chat(PARAGRAPH))
     (message,) = prompt.messages
     assert (message.start, message.end) == (0, len(prompt.token_ids))

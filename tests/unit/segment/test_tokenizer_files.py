@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from chat_tokenizers import CHATML, chat, write_directory
 
 from agentkv.errors import ModelError
 from agentkv.tokenization import ChatTokenizer, tokenizer_files
+from chat_tokenizers import CHATML, chat, write_directory
 
 INST = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] | trim + ' [/INST]' }}"

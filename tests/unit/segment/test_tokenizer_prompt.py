@@ -3,13 +3,13 @@
 import time
 
 import pytest
-from chat_tokenizers import CHATML, LLAMA3, STRICT, TEXTS, chat, chat_tokenizer, train, write_directory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentkv.api import ChatMessage
 from agentkv.errors import InvalidRequest, TemplateRefused
 from agentkv.tokenization import ChatTokenizer
+from chat_tokenizers import CHATML, LLAMA3, STRICT, TEXTS, chat, chat_tokenizer, train, write_directory
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>")
@@ -28,7 +28,7 @@ def test_parts_tokenise_like_the_whole(template, contents, whole, chatml, llama3
     tokenizer = chatml if template == CHATML else llama3
     messages = chat(*contents, roles=("user", "assistant"))
     assert tokenizer.is_fenced
-    rendered = tokenizer._template.render(messages)
+    rendered = tokenizer.template.render(messages)
     expected = whole[template].encode(rendered, add_special_tokens=False).ids
     assert list(tokenizer.prompt(messages).token_ids) == expected
     assert list(tokenizer.prompt(messages).token_ids) == expected  # now from the cache
@@ -129,7 +129,7 @@ def test_a_template_that_leaves_out_or_rewrites(chatml):
         "if m.role == 'assistant' else m.content }}<|im_end|>{% endif %}{% endfor %}"
     )
     tokenizer = chat_tokenizer(CHATML)
-    tokenizer._template = type(tokenizer._template)(template, {})
+    tokenizer.template = type(tokenizer.template)(template, {})
     messages = [
         ChatMessage(role="user", content="question"),
         ChatMessage(role="assistant", content="<think>hm</think>answer"),
@@ -154,7 +154,7 @@ def test_half_a_surrogate_pair_is_named(chatml):
 
 
 def test_remembered_pieces_are_bounded_and_per_tenant():
-    tokenizer = ChatTokenizer(train(CHATML), chat_tokenizer(CHATML)._template, max_cached_tokens=50)
+    tokenizer = ChatTokenizer(train(CHATML), chat_tokenizer(CHATML).template, max_cached_tokens=50)
     for i in range(40):
         tokenizer.prompt(chat(f"message number {i}"), tenant="a")
     assert 0 < tokenizer._pieces.num_tokens <= 50

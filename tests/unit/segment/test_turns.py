@@ -1,11 +1,11 @@
 """Templates that demand alternating roles or know no system role: chats are written in turns, messages stay found."""
 
 import pytest
-from chat_tokenizers import CHATML, chat, train
 
 from agentkv.api import ChatMessage, ToolCall
 from agentkv.errors import TemplateRefused
 from agentkv.tokenization import ChatTemplate, ChatTokenizer
+from chat_tokenizers import CHATML, chat, train
 
 # Mistral 7B v0.1 has this one, with other special tokens.
 MISTRAL = (

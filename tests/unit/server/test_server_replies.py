@@ -26,6 +26,7 @@ USAGE = {
     "completion_tokens": 3,
     "total_tokens": 16,
     "prompt_tokens_details": {"cached_tokens": 6},
+    "completion_tokens_details": {"reasoning_tokens": 0},
     "agentkv": {
         "prefix": 3,
         "reused": 3,

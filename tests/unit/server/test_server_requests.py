@@ -7,12 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
-from agentkv.api import ChatMessage, ChatRequest, Reuse
+from agentkv.api import ChatMessage, ChatRequest, ResponseFormat, Reuse, Tool, ToolCall, ToolUse
 from agentkv.sampling import Sampling
 from agentkv.server.settings import ServerSettings
 from agentkv.wire import chat_body
 from fakes import FakeService, running_server
 
+TOOLS = (Tool(name="f", description="finds", parameters={"type": "object"}), Tool(name="g", strict=True))
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -58,7 +59,7 @@ def test_all_honoured_fields_reach_the_service(http: httpx.Client, service: Fake
                 ChatMessage(role="user", content="two parts"),
                 ChatMessage(role="assistant", content="one", name="critic"),
                 ChatMessage(role="assistant", content="after another"),
-                ChatMessage(role="tool", content="42"),
+                ChatMessage(role="tool", content="42", tool_call_id="call_1"),
             ),
             max_tokens=7,
             temperature=0.0,
@@ -150,11 +151,9 @@ def test_fields_that_change_nothing_pass(http: httpx.Client, service: FakeServic
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("best_of", 2),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("return_token_ids", True),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
         ("modalities", ["text", "audio"]),
         ("reasoning_effort", "high"),
         ("web_search_options", {}),
@@ -174,6 +173,14 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(
 
 def bad_message(**fields: Any) -> dict[str, Any]:
     return chat(messages=[*HELLO, {"role": "assistant", "content": "x", **fields}])
+
+
+def tool(name: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
 
 
 IMAGE = [{"type": "image_url", "image_url": {"url": "data:,"}}]
@@ -200,7 +207,16 @@ MALFORMED: list[tuple[str, bytes | dict[str, Any], str | None]] = [
     ("part without text", bad_message(content=[{"type": "text"}]), "messages[1].content"),
     ("name number", bad_message(name=5), "messages[1].name"),
     ("long name", bad_message(name="n" * 300), "messages[1].name"),
-    ("tool calls", bad_message(content=None, tool_calls=[{"id": "1"}]), "messages[1].tool_calls"),
+    ("a call of nothing", bad_message(content=None, tool_calls=[{"id": "1"}]), "messages[1].tool_calls[0].function"),
+    ("a tool of nothing", chat(tools=[{"type": "function"}]), "tools[0].function"),
+    ("a tool's name", chat(tools=[tool("two words")]), "tools[0].function.name"),
+    ("two tools of a name", chat(tools=[tool("f"), tool("f")]), "tools"),
+    ("an unknown tool", chat(tools=[tool("f")], tool_choice=named("g")), "tool_choice"),
+    ("a choice of nothing", chat(tool_choice="required"), "tool_choice"),
+    ("an unknown choice", chat(tools=[tool("f")], tool_choice="maybe"), "tool_choice"),
+    ("a choice without its name", chat(tools=[tool("f")], tool_choice={"type": "function"}), "tool_choice"),
+    ("a format without its schema", chat(response_format={"type": "json_schema"}), "response_format.json_schema"),
+    ("an unknown format", chat(response_format={"type": "yaml"}), "response_format"),
     ("unknown message field", bad_message(colour="red"), "messages[1].colour"),
     ("hot", chat(temperature=2.5), "temperature"),
     ("cold", chat(temperature=-0.1), "temperature"),
@@ -210,7 +226,7 @@ MALFORMED: list[tuple[str, bytes | dict[str, Any], str | None]] = [
     ("half a token", chat(max_tokens=1.5), "max_tokens"),
     ("true tokens", chat(max_tokens=True), "max_tokens"),
     ("two limits", chat(max_tokens=1, max_completion_tokens=2), "max_tokens"),
-    ("empty stop", chat(stop=""), "stop[0]"),
+    ("empty stop", chat(stop=""), "stop"),
     ("stop number", chat(stop=1), "stop"),
     ("many stops", chat(stop=["x"] * 17), "stop"),
     ("seed as text", chat(seed="1"), "seed"),
@@ -272,6 +288,59 @@ def test_bodies_over_the_limit_are_refused_unread() -> None:
         fits = httpx.post(f"{url}/v1/chat/completions", json=chat())
     assert [announced.status_code, chunked.status_code, fits.status_code] == [413, 413, 200]
     assert envelope(announced)["code"] == envelope(chunked)["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("fields", "use"),
+    [
+        ({}, ToolUse(tools=TOOLS)),
+        ({"tool_choice": "none"}, ToolUse(tools=TOOLS, choice="none")),
+        (
+            {"tool_choice": "required", "parallel_tool_calls": False},
+            ToolUse(tools=TOOLS, choice="required", parallel=False),
+        ),
+        ({"tool_choice": named("g")}, ToolUse(tools=TOOLS, choice="required", only=("g",), parallel=False)),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named("f")]}}},
+            ToolUse(tools=TOOLS, only=("f",)),
+        ),
+    ],
+)
+def test_tools_and_choices(http: httpx.Client, service: FakeService, fields: dict[str, Any], use: ToolUse) -> None:
+    tools = [tool("f", description="finds", parameters={"type": "object"}), tool("g", strict=True)]
+    assert http.post("/v1/chat/completions", json=chat(tools=tools, **fields)).status_code == 200
+    assert service.requests[0].tools == use
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, ResponseFormat(schema={"type": "object"}, name="json_object")),
+        (
+            {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}, "strict": True}},
+            ResponseFormat(schema={"type": "array"}, name="n"),
+        ),
+    ],
+)
+def test_formats(http: httpx.Client, service: FakeService, body: dict[str, Any], wanted: ResponseFormat | None) -> None:
+    assert http.post("/v1/chat/completions", json=chat(response_format=body)).status_code == 200
+    assert service.requests[0].response_format == wanted
+
+
+def test_calls_and_thoughts_in_history(http: httpx.Client, service: FakeService) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm"}
+    body = chat(messages=[*HELLO, message], chat_template_kwargs={"enable_thinking": False})
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    (request,) = service.requests
+    assert request.messages[1] == ChatMessage(
+        role="assistant",
+        content="",
+        tool_calls=(ToolCall(call_id="1", name="f", arguments='{"a": 1}'),),
+        reasoning="hm",
+    )
+    assert request.template_options == {"enable_thinking": False}
 
 
 def test_ten_thousand_tiny_messages(http: httpx.Client, service: FakeService) -> None:

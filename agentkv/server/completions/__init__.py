@@ -1,0 +1,1 @@
+"""`/v1/completions`: a text or tokens, continued without a chat template."""
