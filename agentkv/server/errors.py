@@ -143,18 +143,26 @@ def from_validation_error(error: ValidationError | RequestValidationError, body:
 
 def _path(places: Sequence[str | int], body: bytes, *, missing: bool) -> str:
     """The path without the parts that are pydantic's own: the names of a union's members."""
-    try:
-        here: Any = from_json(body)
-    except ValueError:
-        here = None
+    here = _parsed(body)
     path = ""
     for rank, place in enumerate(places):
-        if (isinstance(here, dict) and place in here) or (isinstance(here, list) and isinstance(place, int)):
+        if _has(here, place):
             here = here[place]
         elif here is not None and not (missing and rank == len(places) - 1):
             continue
         path += f"[{place}]" if isinstance(place, int) else f".{place}" if path else str(place)
     return path
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return from_json(body)
+    except ValueError:
+        return None
+
+
+def _has(here: Any, place: str | int) -> bool:
+    return isinstance(place, int) if isinstance(here, list) else isinstance(here, dict) and place in here
 
 
 def install_error_handlers(app: FastAPI) -> None:
