@@ -144,11 +144,12 @@ def from_validation_error(error: ValidationError | RequestValidationError, body:
 def _path(places: Sequence[str | int], body: bytes, *, missing: bool) -> str:
     """The path without the parts that are pydantic's own: the names of a union's members."""
     here = _parsed(body)
+    is_known = bool(here)
     path = ""
     for rank, place in enumerate(places):
         if _has(here, place):
             here = here[place]
-        elif here is not None and not (missing and rank == len(places) - 1):
+        elif is_known and not (missing and rank == len(places) - 1):
             continue
         path += f"[{place}]" if isinstance(place, int) else f".{place}" if path else str(place)
     return path
