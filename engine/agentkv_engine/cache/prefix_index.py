@@ -93,11 +93,16 @@ class PrefixIndex:
         chain = list(enumerate(self._chain(token_ids, tenant)))
         for number, (digest, block) in reversed(chain):  # the leaf first: it is dropped before what it hangs on
             start, end = number * BLOCK_SIZE, (number + 1) * BLOCK_SIZE
-            exact, depth = is_exact(end), depth_of(start, end)
+            exact = is_exact(end)
             known = self._exact.get(digest) or (None if exact else self._screened.get((digest, rule)))
-            if known is not None and (known.exact or known.depth_spent >= depth or number < first_block):
+            if number < first_block:
+                if known is not None:
+                    self._pool.touch(known.keeper_id)
+                continue
+            depth = depth_of(start, end)
+            if known is not None and (known.exact or known.depth_spent >= depth):
                 self._pool.touch(known.keeper_id)
-            elif number >= first_block:
+            else:
                 if known is not None:  # repaired deeper this time
                     self._pool.drop(known.keeper_id)
                 made = partial(PrefixEntry, token_ids=block, exact=exact, hops=0 if exact else hops, depth_spent=depth)

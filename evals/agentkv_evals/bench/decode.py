@@ -69,9 +69,17 @@ def run_decode(
         times: dict[str, list[float]] = {name: [] for name in arms}
         for number in range(rounds):
             for name, run in arms.items():
-                times[name] += run(batch, number)
+                try:
+                    times[name] += run(batch, number)
+                except torch.cuda.OutOfMemoryError:
+                    if name == "agentkv":
+                        raise
+                    console.print(f"{name} does not fit beside it at batch {batch}: out of memory")
+                    torch.cuda.empty_cache()
         floor = (weight_bytes + batch * (context + num_tokens / 2) * token_bytes) / rates.bytes
         for name, seconds in times.items():
+            if not seconds:
+                continue
             records.append(
                 {
                     "arm": name,

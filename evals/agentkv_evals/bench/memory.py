@@ -1,5 +1,6 @@
 """`agentkv bench memory`: what agents over one thread hold, by counting blocks, and how many conversations fit."""
 
+import gc
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -37,6 +38,7 @@ def run_memory(
     token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
     def engine_for(num_tokens: int) -> Engine:
+        gc.collect()  # the pool of the engine before goes first
         memory = num_tokens * token_bytes
         return Engine(
             decoder,
