@@ -33,10 +33,9 @@ class RemoteSegments:
         self._ask("POST", f"{_PATH}/{segment_id}/pin")
 
     def unpin(self, segment_id: str, *, tenant: str = "") -> bool:
-        """See `SegmentManager.unpin`; the server does not say whether there was a pin."""
+        """See `SegmentManager.unpin`."""
         _refuse_tenant(tenant)
-        self._ask("POST", f"{_PATH}/{segment_id}/unpin")
-        return True
+        return self._ask("POST", f"{_PATH}/{segment_id}/unpin")["unpinned"]
 
     def delete(
         self,

@@ -12,23 +12,40 @@ from agentkv.agent_statistics import AgentStatistics
 from agentkv.errors import ServiceClosed
 from agentkv.metrics import Metrics
 from agentkv.server.auth import Authenticator
+from agentkv.server.chat.body import ChatBody
 from agentkv.server.chat.routes import chat_routes
+from agentkv.server.completions.body import CompletionBody
 from agentkv.server.completions.routes import completion_routes
 from agentkv.server.connection import connection_class
 from agentkv.server.drain import DrainingServer, late_signals_ignored
+from agentkv.server.embeddings.body import EmbeddingsBody
 from agentkv.server.embeddings.routes import embedding_routes
 from agentkv.server.errors import install_error_handlers
 from agentkv.server.gate import Gate
 from agentkv.server.hosted import HostedService
+from agentkv.server.messages.body import AnthropicBody, PromptBody
 from agentkv.server.messages.routes import message_routes
+from agentkv.server.openapi import describe
 from agentkv.server.operations import model_routes, operation_routes
 from agentkv.server.request_id import RequestIds
+from agentkv.server.responses.body import ResponseBody
 from agentkv.server.responses.routes import response_routes
-from agentkv.server.segments.routes import segment_routes
+from agentkv.server.segments.routes import WarmBody, segment_routes
 from agentkv.server.serving import Serving
 from agentkv.server.settings import ServerSettings
-from agentkv.server.tokens import token_routes
+from agentkv.server.tokens import DetokenizeBody, TokenizeBody, token_routes
 
+_BODIES = {
+    "/v1/chat/completions": ChatBody,
+    "/v1/completions": CompletionBody,
+    "/v1/responses": ResponseBody,
+    "/v1/messages": AnthropicBody,
+    "/v1/messages/count_tokens": PromptBody,
+    "/v1/embeddings": EmbeddingsBody,
+    "/tokenize": TokenizeBody,
+    "/detokenize": DetokenizeBody,
+    "/v1/agentkv/segments/warm": WarmBody,
+}
 _logger = logging.getLogger("uvicorn.error")
 
 
@@ -37,8 +54,7 @@ def create_app(service: HostedService, settings: ServerSettings | None = None, g
     settings = settings or ServerSettings()
     metrics = Metrics(max_agent_labels=settings.max_agent_labels, kv_bytes=lambda: _kv_bytes(service))
     gate = gate or make_gate(settings)
-    # Bodies are read and checked by `read_body`, not by FastAPI, so it has no schema of them to publish.
-    app = FastAPI(title="agentkv", version=agentkv.__version__, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(title="agentkv", version=agentkv.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     install_error_handlers(app)
     app.add_middleware(RequestIds)
     statistics = AgentStatistics(max_agents=settings.max_agent_labels)
@@ -51,6 +67,7 @@ def create_app(service: HostedService, settings: ServerSettings | None = None, g
     app.include_router(segment_routes(serving, service))
     app.include_router(model_routes(service, int(time.time()), gate.caller))
     app.include_router(operation_routes(service, metrics, gate))
+    describe(app, _BODIES)
     return app
 
 

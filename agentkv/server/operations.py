@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 import agentkv
 from agentkv.metrics import CONTENT_TYPE, Metrics
@@ -61,7 +61,7 @@ def operation_routes(service: HostedService, metrics: Metrics, gate: Gate) -> AP
     async def version() -> dict[str, str]:
         return {"version": agentkv.__version__}
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     def show_metrics(_: Annotated[str, Depends(gate.caller)]) -> Response:
         # Not a coroutine: reading the KV held may wait for a step, and chats stream on meanwhile.
         return Response(metrics.render(), media_type=CONTENT_TYPE)

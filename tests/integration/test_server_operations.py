@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from agentkv.api import ChatMessage, ChatRequest
+from agentkv.client import Client
 from agentkv.config import ServiceConfig
-from agentkv.errors import ContextTooLong, InvalidRequest
+from agentkv.errors import ContextTooLong, InvalidRequest, RemoteError
 from agentkv.server.app import create_app
 from agentkv.server.settings import ServerSettings
 from agentkv.service import Service
@@ -86,10 +87,28 @@ def test_segments_are_listed_read_pinned_and_deleted_by_their_owner_only(
     assert chat(service, other, PARAGRAPH)["reused"] == 0
     for answer in (other.post(f"/v1/agentkv/segments/{name}/unpin"), other.delete(f"/v1/agentkv/segments/{name}")):
         assert answer.status_code == 404
-    assert mine.post(f"/v1/agentkv/segments/{name}/unpin").json() == {"pinned": False}
+    assert mine.post(f"/v1/agentkv/segments/{name}/unpin").json() == {"pinned": False, "unpinned": True}
     assert mine.delete(f"/v1/agentkv/segments/{name}").json() == {"deleted": 1}
     assert listed(mine) == []
     assert len(listed(other)) == 1
+
+
+def test_the_client_manages_its_segments(
+    service: Service, url: str, clients: tuple[httpx.Client, httpx.Client]
+) -> None:
+    chat(service, clients[0], "for a client: " + PARAGRAPH[::-1], session_id="thread 1")
+    with Client(url, api_key=KEYS[0]) as remote:
+        (segment,) = remote.segments.list()
+        assert segment.threads == ("thread 1",)
+        remote.segments.pin(segment.segment_id)
+        assert remote.segments.list()[0].pinned
+        assert remote.segments.unpin(segment.segment_id)
+        assert remote.segments.delete(thread="another") == 0
+        assert remote.segments.delete(thread="thread 1") == 1
+        with pytest.raises(RemoteError, match="kept"):
+            remote.segments.pin(segment.segment_id)
+        with pytest.raises(InvalidRequest, match="tenant"):
+            remote.segments.list(tenant="x")
 
 
 def test_a_thread_s_segments_go_with_it_unless_another_thread_has_met_them(

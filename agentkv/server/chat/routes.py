@@ -20,7 +20,7 @@ def chat_routes(serving: Serving) -> APIRouter:
     """The route of chat completions."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses={200: {"content": {"text/event-stream": {}}}})
     async def create_chat_completion(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> Response:
         try:
             body = await serving.read(request, ChatBody)

@@ -65,8 +65,8 @@ def segment_routes(serving: Serving, service: HostedService) -> APIRouter:
 
     @router.post("/segments/{segment_id}/unpin")
     async def unpin_segment(segment_id: str, tenant: Annotated[str, Depends(caller)]) -> dict[str, bool]:
-        await asyncio.to_thread(segments.unpin, segment_id, tenant=tenant)
-        return {"pinned": False}
+        unpinned = await asyncio.to_thread(segments.unpin, segment_id, tenant=tenant)
+        return {"pinned": False, "unpinned": unpinned}
 
     @router.post("/segments/warm")
     async def warm(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ class Benchmark(StrEnum):
     TTFT = "ttft"
     DECODE = "decode"
     MEMORY = "memory"
+    SERVER = "server"
 
 
 class Shape(StrEnum):
@@ -28,7 +29,8 @@ def bench(
         Benchmark,
         typer.Argument(
             help="ttft: time to first token, full and screened prefill. decode: tokens a second of a batch. memory: "
-            "what agents over one thread hold, and how many conversations fit."
+            "what agents over one thread hold, and how many conversations fit. server: first token over HTTP and in "
+            "process, with the model of the repository."
         ),
     ],
     model_shape: Annotated[
@@ -37,7 +39,10 @@ def bench(
     length: Annotated[
         list[int] | None,
         typer.Option(
-            min=64, metavar="TOKENS", help="Prompt length; repeatable for ttft.", show_default="2048; memory: 8192"
+            min=64,
+            metavar="TOKENS",
+            help="Prompt length; repeatable for ttft.",
+            show_default="2048; memory: 8192; server: 4096",
         ),
     ] = None,
     ratio: Annotated[
@@ -69,6 +74,14 @@ def bench(
 ) -> None:
     """Measure the engine with random weights of a real model's shape, which is fair for speed and never for quality."""
     # torch takes seconds to import: `agentkv --help` must not.
+    if benchmark is Benchmark.SERVER:
+        from rich.console import Console  # noqa: PLC0415
+
+        from agentkv_evals.bench.server import run_server  # noqa: PLC0415
+
+        conversation = length[0] if length else 4096
+        run_server(length=conversation, rounds=rounds, seed=seed, json_file=json, console=Console())
+        return
     from agentkv_evals.bench.run import Settings, run_benchmark  # noqa: PLC0415
 
     run_benchmark(
