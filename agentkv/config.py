@@ -1,5 +1,6 @@
 """Settings of the middleware, from code, flags or environment (`AGENTKV_*`). Nothing else reads the environment."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import ByteSize, Field, ValidationError
@@ -50,6 +51,9 @@ class ServiceConfig(Settings):
         kv_memory: most bytes of KV in the pool, e.g. `2GiB`.
         reuse: what chats may read unless they say otherwise. Screening is opt-in until its error is calibrated.
         selector: rule that chooses repaired rows of screened chats unless they say otherwise.
+        calibration: file of `agentkv calibrate` for this model: `usage.agentkv.estimated_kl` is taken from it.
+        target_kl: screened chats repair more rows until that estimate is no higher, up to full prefill; needs a
+            calibration.
         context_length: most tokens of prompt and reply; None takes the model's.
         max_prompt_tokens: longer prompts are refused; None leaves it to the context length.
         max_reply_tokens: chats may ask for at most so many tokens; None leaves it to the context length.
@@ -69,6 +73,8 @@ class ServiceConfig(Settings):
     kv_memory: ByteSize = Field(default=ByteSize(1 << 30), gt=0)
     reuse: Reuse = Reuse.EXACT
     selector: str = "reading_change(0.3)"
+    calibration: Path | None = None
+    target_kl: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     context_length: int | None = Field(default=None, ge=2)
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     max_reply_tokens: int | None = Field(default=None, ge=1)

@@ -8,7 +8,9 @@ from agentkv.api import ChatDelta, ChatRequest, PromptEcho, ReuseUsage, Usage
 from agentkv.coverage import Coverage
 from agentkv.dialect import ReplyPiece, ReplyReader
 from agentkv.sampling import TokenLogprob
+from agentkv.screening.calibration import Calibration
 from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv.screening.selectors.until import Until
 from agentkv.segment_records import Origin
 from agentkv.stream import DeltaStream
 from agentkv.text_cut import overlap
@@ -62,6 +64,7 @@ class RunningChat:
         selector: the rule of a screened chat, for the worth check.
         origin: label of the agent that answers, and its thread.
         authors: who wrote the segments that it reads, by handle.
+        calibration: estimates the error of what is reused.
         misses: reasons why reuse did not happen.
         new_messages: messages worth keeping that are not known yet.
         awaited: words (tenant, digest) for which it has waited already.
@@ -83,6 +86,7 @@ class RunningChat:
     origin: Origin
     submitted: float
     authors: dict[int, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
     misses: Counter[str] = field(default_factory=Counter)
     new_messages: tuple[PromptMessage, ...] = ()
     awaited: set[tuple[str, int]] = field(default_factory=set)
@@ -136,6 +140,7 @@ class RunningChat:
                 agent=self.origin.agent,
                 authors=self._tokens_by_author(sources),
                 misses=dict(sorted(misses.items())),
+                estimated_kl=self._estimated_kl(sources),
             ),
             queue=self.queue,
             ttft=self.ttft,
@@ -150,6 +155,12 @@ class RunningChat:
             if span.handle in self.authors:
                 tokens[self.authors[span.handle]] += read.count(span.start, span.end)
         return dict(sorted((+tokens).items()))
+
+    def _estimated_kl(self, sources: TokenSources) -> float | None:
+        if self.calibration is None or self.selector is None or not sources.spans:
+            return None
+        rule = self.selector.inner if isinstance(self.selector, Until) else self.selector
+        return self.calibration.estimate(rule.name, sources.left)
 
     def delta(self, piece: ReplyPiece, output: StepOutput, ended: FinishReason | None) -> ChatDelta:
         """What the reader gets of an output."""

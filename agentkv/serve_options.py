@@ -54,6 +54,18 @@ class ServeOptions:
         str | None,
         typer.Option(metavar="RULE", help="Which reused rows are recomputed.", show_default="reading_change(0.3)"),
     ] = None
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Estimates of the error by `agentkv calibrate`.", show_default="none"),
+    ] = None
+    target_kl: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NATS",
+            help="Repair more until the estimate is no higher; needs --calibration.",
+            show_default="none",
+        ),
+    ] = None
     max_rows_per_step: Annotated[
         int | None, typer.Option(metavar="ROWS", help="Rows of one engine step.", show_default="1024")
     ] = None

@@ -23,8 +23,10 @@ from agentkv.keeper import Keeper
 from agentkv.kept_segments import KeptSegments
 from agentkv.owner import owner_of
 from agentkv.running_chat import RunningChat, StopStrings
+from agentkv.screening.calibration import Calibration
 from agentkv.screening.selectors.budget import BudgetedSelector
 from agentkv.screening.selectors.registry import parse_selector
+from agentkv.screening.selectors.until import Until
 from agentkv.screening.worth import WorthCheck
 from agentkv.segment import Recognizer
 from agentkv.segment_records import Origin
@@ -59,11 +61,15 @@ class Service:
         model_id: name of the model.
         keeper: holds kept KV; attached to `engine`, whose `on_evict` is `keeper.evicted`.
         recognizer: the one that `keeper` registers with.
+        calibration: estimates the error of screened chats.
 
     Attributes:
         segments: what is kept, for its owners to see and manage.
         embedder: texts to vectors.
         texts: texts to tokens and back.
+
+    Raises:
+        ConfigError: there is a target for that error, and no calibration, or none for the configured rule.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class Service:
         model_id: str,
         keeper: Keeper,
         recognizer: Recognizer,
+        calibration: Calibration | None = None,
     ) -> None:
         self.model_id = model_id
         self.context_length = engine.max_tokens
@@ -88,7 +95,8 @@ class Service:
         self._recognizer = recognizer
         self._keeper = keeper
         self._worth = WorthCheck()
-        self._default_selector = parse_selector(config.selector)
+        self._calibration = calibration
+        self._default_selector = self._until(parse_selector(config.selector))
         self._ids = count()
         self._running: dict[str, RunningChat] = {}
         self._writers = Writers()
@@ -104,7 +112,7 @@ class Service:
 
         Raises:
             ModelError: the model can't be found or served; says what is missing or unsupported.
-            ConfigError: the KV memory holds no block, or the device is not here.
+            ConfigError: the KV memory holds no block, the device is not here, or the calibration can't be used.
             InvalidRequest: the configured selector does not exist.
         """
         config = config or ServiceConfig()
@@ -117,6 +125,7 @@ class Service:
             )
         except CheckpointError as error:
             raise ModelError(str(error)) from error
+        calibration = Calibration.load(config.calibration, model) if config.calibration else None
         tokenizer = ChatTokenizer.from_directory(model)
         recognizer = Recognizer(min_tokens=config.min_segment_tokens)
         policy = Keeper.eviction_policy()
@@ -128,7 +137,15 @@ class Service:
         except (DeviceUnavailable, RequestRefused) as error:
             raise ConfigError(str(error)) from error
         keeper.attach(engine, max_bytes=config.kv_memory)
-        return cls(engine, tokenizer, config, model_id=model_name(model), keeper=keeper, recognizer=recognizer)
+        return cls(
+            engine,
+            tokenizer,
+            config,
+            model_id=model_name(model),
+            keeper=keeper,
+            recognizer=recognizer,
+            calibration=calibration,
+        )
 
     def __enter__(self) -> "Service":
         return self
@@ -159,6 +176,7 @@ class Service:
             num_layers=self._num_layers,
             origin=Origin(agent=request.agent or _label(request), thread=request.thread),
             submitted=submitted,
+            calibration=self._calibration,
         )
         self._thread.post(lambda: self._admit(chat))
         return stream
@@ -250,9 +268,24 @@ class Service:
         return sampling
 
     def _selector(self, chat: ChatRequest) -> BudgetedSelector | None:
-        """The rule of a screened chat. Raises InvalidRequest for one that does not exist, whatever the mode."""
-        selector = parse_selector(chat.selector) if chat.selector else self._default_selector
+        """The rule of a screened chat.
+
+        Raises:
+            InvalidRequest: it does not exist, whatever the mode, or its error can't be estimated as is asked for.
+        """
+        try:
+            selector = self._until(parse_selector(chat.selector)) if chat.selector else self._default_selector
+        except ConfigError as error:
+            raise InvalidRequest(str(error), param="selector") from error
         return selector if (chat.reuse or self._config.reuse) is Reuse.SCREENED else None
+
+    def _until(self, selector: BudgetedSelector) -> BudgetedSelector:
+        """The rule, or one that deepens it to the service's target."""
+        if self._config.target_kl is None:
+            return selector
+        if self._calibration is None:
+            raise ConfigError("a target KL needs a calibration of this model: make one with agentkv calibrate")
+        return Until(inner=selector, target=self._config.target_kl, calibration=self._calibration)
 
     def _check(self, chat: ChatRequest, prompt: Prompt) -> None:
         num_tokens, limit = len(prompt.token_ids), self.context_length - 1

@@ -9,7 +9,7 @@ Shapes: L layers, R observed rows, P prompt positions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -213,10 +213,13 @@ class RepairPlan:
     Attributes:
         positions: sorted prompt positions inside the view's spans.
         depths: one for each position, 1..num_layers.
+        left: importance of the stale rows that it does not repair, in the rule's own units: the less, the smaller the
+            error. None where the rule does not know; 0 where nothing stale is read.
     """
 
     positions: tuple[int, ...] = ()
     depths: tuple[int, ...] = ()
+    left: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.positions) != len(self.depths):
@@ -225,10 +228,10 @@ class RepairPlan:
             )
 
     @classmethod
-    def at_full_depth(cls, positions: Sequence[int], num_layers: int) -> "RepairPlan":
+    def at_full_depth(cls, positions: Sequence[int], num_layers: int, *, left: float | None = None) -> "RepairPlan":
         """A static set: the given positions, recomputed through all layers."""
         chosen = tuple(sorted(positions))
-        return cls(positions=chosen, depths=(num_layers,) * len(chosen))
+        return cls(positions=chosen, depths=(num_layers,) * len(chosen), left=left)
 
 
 class Selector(Protocol):

@@ -46,13 +46,39 @@ def affordable_rows(view: ReuseView, ratio: float) -> int:
 def plan_without_choice(view: ReuseView, ratio: float) -> RepairPlan | None:
     """The plan where `ratio` buys none of the rows or all of them, so that nothing need be looked at; else None."""
     candidates, count = repairable_positions(view), affordable_rows(view, ratio)
-    return None if 0 < count < len(candidates) else RepairPlan.at_full_depth(candidates[:count], view.num_layers)
+    if 0 < count < len(candidates):
+        return None
+    left = 0.0 if count == len(candidates) else None
+    return RepairPlan.at_full_depth(candidates[:count], view.num_layers, left=_known(left, view))
 
 
 def best(scores_N: Tensor, positions: Sequence[int], count: int) -> list[int]:
     """The `count` positions of highest score, at equal score the earlier one; `scores_N` has one for each of them."""
     ranking = scores_N.argsort(descending=True, stable=True)
     return [positions[n] for n in ranking[:count].tolist()]
+
+
+def plan_of_best(
+    view: ReuseView, scores_N: Tensor, positions: Sequence[int], count: int, weights_N: Tensor | None = None
+) -> RepairPlan:
+    """Repairs the `count` positions of highest score in full, at equal score the earlier ones.
+
+    What it leaves is the sum over the others of `weights_N` (None: of the scores): what goes unrepaired, in the rule's
+    own units.
+    """
+    ranking = scores_N.argsort(descending=True, stable=True)
+    weights = scores_N if weights_N is None else weights_N
+    return RepairPlan.at_full_depth(
+        [positions[n] for n in ranking[:count].tolist()],
+        view.num_layers,
+        left=_known(float(weights[ranking[count:]].sum()), view),
+    )
+
+
+def _known(left: float | None, view: ReuseView) -> float | None:
+    """What is left, unless rows that no rule may choose bring an error of their own: it was computed over reused KV."""
+    inherited = any(not span.context_changed and span.hops > 0 for span in view.spans)
+    return None if inherited else left
 
 
 def check_ratio(ratio: float) -> None:

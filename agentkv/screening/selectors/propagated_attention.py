@@ -16,6 +16,7 @@ from agentkv.screening.selectors.budget import (
     affordable_rows,
     best,
     check_ratio,
+    plan_of_best,
     plan_without_choice,
     repairable_positions,
 )
@@ -81,7 +82,7 @@ class PropagatedAttention:
             if len(observation.traced_layers) < view.num_layers:
                 return Probe(positions=tuple(sorted(more)), depth=view.num_layers)
             reads.look_at(more)
-        return RepairPlan.at_full_depth(best(reads.importance()[candidates], candidates, num_chosen), view.num_layers)
+        return plan_of_best(view, reads.importance()[candidates], candidates, num_chosen)
 
     def _next_candidates(self, view: ReuseView, reads: Reads, candidates: Sequence[int]) -> list[int]:
         """The most important rows that nobody has looked at yet."""

@@ -6,8 +6,8 @@ import torch
 
 from agentkv.screening.selectors.budget import (
     affordable_rows,
-    best,
     check_ratio,
+    plan_of_best,
     plan_without_choice,
     repairable_positions,
 )
@@ -46,11 +46,11 @@ class QueryAttention:
         return Probe(positions=trailing_rows(view), depth=view.num_layers)
 
     def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
-        """See `Selector.plan`: the most attended rows, at equal attention the earlier one."""
+        """See `Selector.plan`: the most attended rows, at equal attention the earlier one; it leaves the others'."""
         if (plan := plan_without_choice(view, self.ratio)) is not None:
             return plan
         assert observation is not None, "a choice is to be made, but nothing was observed"
         candidates, num_chosen = repairable_positions(view), affordable_rows(view, self.ratio)
         rows = observation.probes[0].positions
         attention_P = torch.stack([observation.attention(n, rows).mean(0) for n in range(view.num_layers)]).mean(0)
-        return RepairPlan.at_full_depth(best(attention_P[candidates], candidates, num_chosen), view.num_layers)
+        return plan_of_best(view, attention_P[candidates], candidates, num_chosen)

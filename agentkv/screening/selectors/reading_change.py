@@ -11,8 +11,8 @@ from torch import Tensor
 
 from agentkv.screening.selectors.budget import (
     affordable_rows,
-    best,
     check_ratio,
+    plan_of_best,
     plan_without_choice,
     repairable_positions,
     repairable_rows,
@@ -71,7 +71,7 @@ class ReadingChange:
         rereads = unread_messages(view)
         readings = [observation.reading(layer, rereads) for layer in observation.traced_layers]
         change_R = torch.stack([reading.since_then_R + reading.by_left_out_R for reading in readings]).sum(0)
-        return RepairPlan.at_full_depth(best(spread(change_R, candidates), candidates, num_chosen), view.num_layers)
+        return plan_of_best(view, spread(change_R, candidates), candidates, num_chosen)
 
 
 def unread_messages(view: ReuseView) -> list[Reread]:

@@ -27,4 +27,4 @@ class RepairAll:
     def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
         """See `Selector.plan`: all reused rows."""
         positions = [position for span in view.spans for position in range(span.start, span.end)]
-        return RepairPlan.at_full_depth(positions, view.num_layers)
+        return RepairPlan.at_full_depth(positions, view.num_layers, left=0.0)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 from agentkv.screening.selectors.budget import (
     affordable_rows,
-    best,
     check_ratio,
+    plan_of_best,
     plan_without_choice,
     repairable_positions,
 )
+from agentkv.screening.selectors.probe_rows import trailing_rows
 from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
 
 
@@ -48,13 +49,18 @@ class ValueDeviation:
         return Probe(positions=tuple(range(view.num_prefix, view.num_tokens)), depth=self._checked(view))
 
     def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
-        """See `Selector.plan`: the rows of greatest change, at equal change the earlier one."""
+        """See `Selector.plan`: the rows of greatest change, at equal change the earlier one.
+
+        What is left is the change of the others times the attention that the prompt's last rows pay them: not part of
+        the published rule, and it chooses nothing.
+        """
         if (plan := plan_without_choice(view, self.ratio)) is not None:
             return plan
         assert observation is not None, "a choice is to be made, but nothing was observed"
         candidates, num_chosen = repairable_positions(view), affordable_rows(view, self.ratio)
-        changes = observation.value_deviation(min(self._checked(view), view.num_layers - 1), candidates)
-        return RepairPlan.at_full_depth(best(changes, candidates, num_chosen), view.num_layers)
+        changes_N = observation.value_deviation(min(self._checked(view), view.num_layers - 1), candidates)
+        read_P = observation.attention(self._checked(view) - 1, trailing_rows(view)).mean(0)
+        return plan_of_best(view, changes_N, candidates, num_chosen, changes_N.sqrt() * read_P[candidates])
 
     def _checked(self, view: ReuseView) -> int:
         return min(self.layer, view.num_layers)

@@ -242,6 +242,7 @@ class Admission:
             repaired=repaired,
             computed=seq.num_prompt - prefix - reused - repaired,
             spans=tuple((span.start, span.end) for span in view.spans if span.handle is not None),
+            left=seq.plan.left if seq.plan is not None else None,
         )
 
 

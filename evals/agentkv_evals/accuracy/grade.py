@@ -236,6 +236,7 @@ class Grader:
             repair=sources.repair_row_layers,
             screening=sources.screening_row_layers,
             fresh=sources.fresh_row_layers,
+            left=sources.left,
             seconds=told.seconds,
             fallbacks=dict(sources.fallbacks),
             run=self._run,

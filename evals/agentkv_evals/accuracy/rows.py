@@ -32,6 +32,7 @@ class Row:
         messages: number of reused spans.
         layers: of the model.
         probe, repair, screening, fresh: row-layers by kind; fresh is the pass that no reuse saves.
+        left: what the plan left unrepaired, in the rule's own units; None where it does not say.
         seconds: to the first token.
         fallbacks: why reuse did not happen where it might have.
         run: what else the figure depends on; rows of another run are not mixed with these.
@@ -63,6 +64,7 @@ class Row:
     repair: int
     screening: int
     fresh: int
+    left: float | None
     seconds: float
     fallbacks: dict[str, int] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)

@@ -52,6 +52,7 @@ def row(arm: str = "full", seed: int = 0, **changes: object) -> Row:
         repair=0,
         screening=0,
         fresh=200,
+        left=None,
         seconds=0.1,
         run=RUN,
     )

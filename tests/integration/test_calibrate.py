@@ -1,0 +1,83 @@
+"""`agentkv calibrate`, and a service that estimates its error and keeps it below a target."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from agentkv.api import ChatMessage, ChatRequest, Reuse
+from agentkv.config import ServiceConfig
+from agentkv.errors import ConfigError, InvalidRequest
+from agentkv.screening.calibration import Calibration, Curve, fingerprint
+from agentkv.service import Service
+from agentkv_evals.accuracy.settings import Settings
+from agentkv_evals.accuracy.tasks.sources import TaskName, TaskOptions
+from agentkv_evals.calibration.run import run_calibration
+
+WORDS = "The committee met at nine in the morning to hear what the three researchers had found in the reports. "
+
+
+@pytest.fixture(scope="module")
+def calibrated(small_model, tmp_path_factory):
+    """One of a model of random weights: its attention says little, but the curve is fitted and judged all the same."""
+    out = tmp_path_factory.mktemp("calibration")
+    task = TaskOptions(name=TaskName.RULER, families="needle,words", items=3, length=200, reply_tokens=2)
+    settings = Settings.of(
+        model=small_model("qwen2"), task=task, rules=["query_attention"], ratios="0.1,0.3,0.5,0.7", peers=False, out=out
+    )
+    console = Console(file=io.StringIO(), width=120)
+    calibration = run_calibration(settings, out / "calibration.json", quantile=0.9, console=console)
+    return calibration, out / "calibration.json", console.file.getvalue()
+
+
+def test_a_calibration_is_fitted_to_one_family_and_judged_by_the_other(calibrated, small_model):
+    calibration, path, shown = calibrated
+    assert Calibration.load(path, small_model("qwen2")).curves == calibration.curves
+    assert (calibration.measured["fitted"], calibration.measured["judged"]) == (["needle"], ["words"])
+    check = calibration.measured["checks"]["query_attention"]
+    assert check["prompts"] == 12
+    assert calibration.curves["query_attention"].prompts == 12
+    assert "covered" in shown
+
+
+def asked(service: Service, tenant: str = "") -> object:
+    """A chat that reads what another agent was told; its usage."""
+    told = ChatMessage(role="user", content=WORDS * 3)
+    for system in ("You are the first.", "You are another one altogether, and you read what the first was told."):
+        request = ChatRequest(
+            messages=(ChatMessage(role="system", content=system), told, ChatMessage(role="user", content="And now?")),
+            max_tokens=2,
+            reuse=Reuse.SCREENED,
+        )
+        usage = [delta.usage for delta in service.submit(request, tenant=tenant) if delta.usage][-1]
+    return usage.reuse
+
+
+@pytest.mark.parametrize(("target", "full"), [(None, False), (10.0, False), (1e-6, True)])
+def test_a_service_estimates_its_error_and_deepens_to_its_target(small_model, tmp_path, target, full):
+    model, path = small_model("qwen2"), tmp_path / "calibration.json"
+    curve = Curve(left=(100.0,), kl=(0.25,), quantile=0.9, prompts=12)
+    Calibration(model=fingerprint(model), curves={"query_attention": curve}).save(path)
+    config = ServiceConfig(kv_memory=1 << 24, calibration=path, target_kl=target, selector="query_attention(0.2)")
+    with Service.open(model, config) as service:
+        reuse = asked(service)
+    assert reuse.segments == 1
+    if full:
+        assert reuse.reused == 0
+        assert reuse.estimated_kl == 0
+    else:
+        assert 0 < reuse.repaired < reuse.reused
+        assert reuse.estimated_kl == 0.25
+    assert ("until" in reuse.selector) == (target is not None)
+
+
+def test_a_target_without_an_estimate_is_refused(small_model, tmp_path):
+    model, path = small_model("qwen2"), tmp_path / "calibration.json"
+    with pytest.raises(ConfigError, match="agentkv calibrate"):
+        Service.open(model, ServiceConfig(kv_memory=1 << 22, target_kl=0.1))
+    curve = Curve(left=(1.0,), kl=(0.25,), quantile=0.9, prompts=12)
+    Calibration(model=fingerprint(model), curves={"query_attention": curve}).save(path)
+    with Service.open(model, ServiceConfig(kv_memory=1 << 22, target_kl=0.1, calibration=path)) as service:
+        chat = ChatRequest(messages=(ChatMessage(role="user", content="hello"),), selector="tail_rows(4)")
+        with pytest.raises(InvalidRequest, match="query_attention"):
+            service.submit(chat)
