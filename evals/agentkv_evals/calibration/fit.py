@@ -92,10 +92,10 @@ def _share(truths: Sequence[bool]) -> float | None:
 
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    ranks = [_ranks(np.asarray(values)) for values in (a, b)]
-    if any(each.std() == 0 for each in ranks):
+    first, second = _ranks(np.asarray(a)), _ranks(np.asarray(b))
+    if first.std() == 0 or second.std() == 0:
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
