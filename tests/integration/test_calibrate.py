@@ -77,7 +77,8 @@ def test_a_target_without_an_estimate_is_refused(small_model, tmp_path):
         Service.open(model, ServiceConfig(kv_memory=1 << 22, target_kl=0.1))
     curve = Curve(left=(1.0,), kl=(0.25,), quantile=0.9, prompts=12)
     Calibration(model=fingerprint(model), curves={"query_attention": curve}).save(path)
-    with Service.open(model, ServiceConfig(kv_memory=1 << 22, target_kl=0.1, calibration=path)) as service:
+    config = ServiceConfig(kv_memory=1 << 22, target_kl=0.1, calibration=path, selector="query_attention(0.2)")
+    with Service.open(model, config) as service:
         chat = ChatRequest(messages=(ChatMessage(role="user", content="hello"),), selector="tail_rows(4)")
         with pytest.raises(InvalidRequest, match="query_attention"):
             service.submit(chat)
