@@ -134,7 +134,9 @@ def test_exact_says_what_full_prefill_says_and_reuse_happens(build: Callable[[Ro
     print(f"\n{build.__name__}, exact:\n{prefixes}\n{build.__name__}, screened:\n{screened}")
     assert nothing.total.share == 0
     assert prefixes.total.share > 0.1
-    assert all(each.share > 0.1 for each in screened.agents.values())
+    assert all(
+        each.share > 0.1 for each in screened.agents.values() if each.calls > 1
+    )  # who speaks first reads nothing kept
     assert screened.total.share > prefixes.total.share
 
 
