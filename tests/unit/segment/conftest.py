@@ -1,9 +1,9 @@
 """Tokenizers for the tests of tokens and segments, trained once a session."""
 
 import pytest
-from chat_tokenizers import CHATML, LLAMA3, PLAIN, chat_tokenizer
 
 from agentkv.tokenization import ChatTokenizer
+from chat_tokenizers import CHATML, LLAMA3, PLAIN, chat_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
 """Alignment: equal tokens at equal places, in runs."""
 
 import numpy as np
-from chat_tokenizers import CHINESE, PARAGRAPH, TEXTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentkv.segment.aligner import Run, Tokens, align
+from chat_tokenizers import CHINESE, PARAGRAPH, TEXTS
 
 FAST = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -1,7 +1,6 @@
 """Which generated tokens stand behind a returned text, and how they come back."""
 
 import pytest
-from chat_tokenizers import CHATML, CHINESE, PARAGRAPH, TEXTS, chat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -10,6 +9,7 @@ from agentkv.api import ChatMessage
 from agentkv.segment import GeneratedMemory
 from agentkv.tokenization import ChatTemplate, ChatTokenizer
 from agentkv.tokenization.token_bytes import byte_level_alphabet
+from chat_tokenizers import CHATML, CHINESE, PARAGRAPH, TEXTS, chat
 
 FAST = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from chat_tokenizers import CHATML, LLAMA3, STRICT, TEXTS, chat, train, write_directory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
@@ -11,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from agentkv.errors import ModelError
 from agentkv.tokenization import ChatTemplate, ChatTokenizer
 from agentkv.tokenization.token_bytes import TokenBytes
+from chat_tokenizers import CHATML, LLAMA3, STRICT, TEXTS, chat, train, write_directory
 
 FAST = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
