@@ -258,7 +258,7 @@ def test_malformed_bodies_get_the_envelope(
         ("POST", "/v1/models", 405),
         ("DELETE", "/health", 405),
         ("GET", "/docs", 404),
-        ("GET", "/openapi.json", 404),
+        ("GET", "/redoc", 404),
     ],
 )
 def test_unknown_routes_and_methods_get_the_envelope(http: httpx.Client, method: str, path: str, status: int) -> None:
