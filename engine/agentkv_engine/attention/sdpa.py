@@ -25,7 +25,7 @@ class PreparedSequence:
     row stands behind all keys."""
 
     rows: Tensor | slice
-    key_slots: Tensor
+    key_slots: Tensor | slice
     turn: Rotation | None
     mask_RS: Tensor | None
 
@@ -57,8 +57,8 @@ class SdpaBackend:
         if sequence.key_offsets.any():
             turn = self._rope.by_offsets(self._tensor(sequence.key_offsets))
         return PreparedSequence(
-            rows=self._rows(sequence.rows),
-            key_slots=self._tensor(sequence.key_slots),
+            rows=self._indices(sequence.rows),
+            key_slots=self._indices(sequence.key_slots),
             turn=turn,
             mask_RS=self._mask(sequence),
         )
@@ -69,10 +69,12 @@ class SdpaBackend:
             return None
         return self._tensor(sequence.key_positions) <= self._tensor(sequence.positions).unsqueeze(1)
 
-    def _rows(self, rows: IntArray) -> Tensor | slice:
-        """Consecutive rows as a slice: they are read and written in place."""
-        first, last = int(rows[0]), int(rows[-1])
-        return slice(first, last + 1) if last - first + 1 == len(rows) else self._tensor(rows)
+    def _indices(self, indices: IntArray) -> Tensor | slice:
+        """Consecutive ones as a slice: rows and keys are then used where they lie."""
+        first, last = int(indices[0]), int(indices[-1])
+        if last - first + 1 == len(indices) and (np.diff(indices) == 1).all():
+            return slice(first, last + 1)
+        return self._tensor(indices)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
@@ -80,6 +82,10 @@ class SdpaBackend:
 
 def torch_attention(q_RHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask_RS: Tensor | None) -> Tensor:
     """Attention [R, H, D] of rows over keys; without a mask several rows are plain causal, one row sees all keys."""
+    if mask_RS is None and len(q_RHD) == 1:  # the heads that share keys are rows of one: no key is repeated
+        q_1KGD = q_RHD.unflatten(1, (k_SKD.shape[1], -1))
+        k_1KSD, v_1KSD = (x.transpose(0, 1).unsqueeze(0) for x in (k_SKD, v_SKD))
+        return F.scaled_dot_product_attention(q_1KGD, k_1KSD, v_1KSD).flatten(1, 2)
     q_1HRD, k_1KSD, v_1KSD = (x.transpose(0, 1).unsqueeze(0) for x in (q_RHD, k_SKD, v_SKD))
     out_1HRD = F.scaled_dot_product_attention(
         q_1HRD, k_1KSD, v_1KSD, attn_mask=mask_RS, is_causal=mask_RS is None and len(q_RHD) > 1, enable_gqa=True

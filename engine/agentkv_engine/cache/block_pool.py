@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from agentkv_engine.cache.free_blocks import FreeBlocks
 from agentkv_engine.config import BLOCK_SIZE
 
 
@@ -70,7 +71,7 @@ class BlockPool:
     def __init__(self, num_blocks: int, policy: EvictionPolicy) -> None:
         self.num_blocks = num_blocks
         self.policy = policy
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self._free = FreeBlocks(num_blocks)
         self._pins = np.zeros(num_blocks, dtype=np.int64)
         self._keeps = np.zeros(num_blocks, dtype=np.int64)
         self._sealed = np.zeros(num_blocks * BLOCK_SIZE, dtype=bool)
@@ -93,14 +94,15 @@ class BlockPool:
         """Blocks with at least one keep, each counted once however many keepers share it."""
         return int(np.count_nonzero(self._keeps))
 
-    def allocate(self, num: int) -> list[int] | None:
-        """Take `num` blocks, pinned once for the caller; None (and nothing taken) where that is impossible now."""
+    def allocate(self, num: int, behind: int | None = None) -> list[int] | None:
+        """Take `num` blocks, pinned once for the caller, right `behind` another where those are free; None (and nothing
+        taken) where that is impossible now."""
         if num > self.num_unpinned:
             return None
         self._reclaim(num)
         if len(self._free) < num:  # the policy withholds what is left
             return None
-        blocks = [self._free.pop() for _ in range(num)]
+        blocks = self._free.take(num, behind)
         self.pin(blocks)
         return blocks
 
@@ -162,8 +164,8 @@ class BlockPool:
         assert (self._pins >= 0).all(), "negative pins"
         assert self._num_pinned == np.count_nonzero(self._pins), "the count of pinned blocks is off"
         unheld = set(np.flatnonzero((self._pins == 0) & (self._keeps == 0)).tolist())
-        assert unheld == set(self._free), "free list differs from the unheld blocks"
-        assert len(self._free) == len(unheld), "a block is twice in the free list"
+        assert sorted(unheld) == self._free.ids(), "free blocks differ from the unheld ones"
+        assert len(self._free) == len(unheld), "the count of free blocks is off"
         assert not self._sealed.reshape(-1, BLOCK_SIZE)[sorted(unheld)].any(), "a free block has sealed slots"
 
     def _reclaim(self, num: int) -> None:
@@ -182,4 +184,4 @@ class BlockPool:
     def _free_if_unheld(self, block: int) -> None:
         if self._pins[block] == 0 and self._keeps[block] == 0:
             self._sealed[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = False
-            self._free.append(block)
+            self._free.add(block)

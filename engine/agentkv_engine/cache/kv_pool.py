@@ -56,8 +56,10 @@ class KVPool:
         """All slots' K and V of one layer, [slots, K, D] each, for those that read by slot; not to be written."""
         return self._keys[layer], self._values[layer]
 
-    def read(self, layer: int, slots_S: Tensor) -> tuple[Tensor, Tensor]:
-        """A copy of K and V [S, K, D] at these slots of one layer."""
+    def read(self, layer: int, slots_S: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """K and V [S, K, D] at these slots of one layer: a copy, or where they lie if the slots are a slice."""
+        if isinstance(slots_S, slice):
+            return self._keys[layer][slots_S], self._values[layer][slots_S]
         return self._keys[layer].index_select(0, slots_S), self._values[layer].index_select(0, slots_S)
 
 

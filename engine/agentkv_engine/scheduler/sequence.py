@@ -58,7 +58,8 @@ class PrivateSlots:
     def take(self, num: int) -> np.ndarray | None:
         """The next `num` slots; None (and nothing taken) where the pool has no blocks for them."""
         missing = -(-max(num - len(self._unused), 0) // BLOCK_SIZE)
-        blocks = self._pool.allocate(missing) if missing else []
+        last = self.blocks[-1] if self.blocks else None
+        blocks = self._pool.allocate(missing, behind=last) if missing else []
         if blocks is None:
             return None
         self.blocks += blocks
