@@ -1,7 +1,8 @@
 """The command `agentkv`: `serve`, and the commands that other rooms plug in.
 
-A plugged-in command is an entry point of the group `agentkv.commands`: a function that typer can read, in a module that
-is quick to import. So `agentkv --help` loads neither torch nor LangGraph, and this room need not know those above it.
+A plugged-in command is an entry point of the group `agentkv.commands`: a function that typer can read, or a typer app
+of several, in a module that is quick to import. So `agentkv --help` loads neither torch nor LangGraph, and this room
+need not know those above it.
 """
 
 import sys
@@ -48,7 +49,11 @@ def build_app(plugins: Iterable[EntryPoint]) -> typer.Typer:
     app.add_typer(config)
     for plugin in sorted(plugins, key=lambda plugin: plugin.name):
         try:
-            app.command(plugin.name)(plugin.load())
+            command = plugin.load()
+            if isinstance(command, typer.Typer):
+                app.add_typer(command, name=plugin.name)
+            else:
+                app.command(plugin.name)(command)
         except (ImportError, AttributeError) as error:
             typer.echo(f"agentkv: no command {plugin.name!r}, {plugin.value} can't be imported: {error}", err=True)
     return app

@@ -1,19 +1,12 @@
-"""The command `agentkv bench`. Quick to import: what it needs is loaded when it runs."""
+"""The command `agentkv bench`. Quick to import: `agentkv --help` must not wait for torch."""
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-
-class Benchmark(StrEnum):
-    """What can be measured."""
-
-    TTFT = "ttft"
-    DECODE = "decode"
-    MEMORY = "memory"
-    SERVER = "server"
+bench = typer.Typer(no_args_is_help=True, help="Measure speed: both arms of a comparison in one run, interleaved.")
 
 
 class Shape(StrEnum):
@@ -24,80 +17,202 @@ class Shape(StrEnum):
     SMALL = "small"
 
 
-def bench(
-    benchmark: Annotated[
-        Benchmark,
-        typer.Argument(
-            help="ttft: time to first token, full and screened prefill. decode: tokens a second of a batch. memory: "
-            "what agents over one thread hold, and how many conversations fit. server: first token over HTTP and in "
-            "process, with the model of the repository."
-        ),
-    ],
-    model_shape: Annotated[
-        Shape, typer.Option(help="Shape of the model; its weights are random numbers.")
-    ] = Shape.SMALL,
+class PairShape(StrEnum):
+    """Models that the engine and transformers both run, see `agentkv_evals.bench.model_pair`."""
+
+    EMBEDDED = "embedded"
+    LLAMA_25M = "llama-25m"
+    LLAMA_500M = "llama-500m"
+
+
+ModelShape = Annotated[Shape, typer.Option(help="Shape of the model; its weights are random numbers.")]
+Ratios = Annotated[
+    list[float] | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of the reused rows to recompute, repeatable.",
+        show_default="0.02 0.05 0.1 0.2; memory: 0.05",
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda where there is one")]
+Rounds = Annotated[int, typer.Option(min=1, help="Timed runs of each arm.")]
+Seed = Annotated[int, typer.Option(help="Of weights, prompts and chosen rows.")]
+File = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")]
+
+
+@bench.command()
+def ttft(
+    model_shape: ModelShape = Shape.SMALL,
     length: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=64,
-            metavar="TOKENS",
-            help="Prompt length; repeatable for ttft.",
-            show_default="2048; memory: 8192; server: 4096",
-        ),
+        list[int] | None, typer.Option(min=64, metavar="TOKENS", help="Prompt length, repeatable.", show_default="2048")
     ] = None,
-    ratio: Annotated[
-        list[float] | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Share of the reused rows to recompute, repeatable (ttft, memory).",
-            show_default="0.02 0.05 0.1 0.2; memory: 0.05",
-        ),
+    ratio: Ratios = None,
+    rounds: Rounds = 5,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write profiler traces here and show kernel time by phase.")
+    ] = None,
+    device: Device = None,
+    seed: Seed = 0,
+    json_file: File = None,
+) -> None:
+    """Time to first token, full and screened prefill: fair for speed, never for quality."""
+    _run(
+        benchmark="ttft",
+        shape=model_shape.value,
+        lengths=tuple(length or ()),
+        ratios=tuple(ratio or ()),
+        rounds=rounds,
+        profile_to=profile,
+        device=device,
+        seed=seed,
+        json_file=json_file,
+    )
+
+
+@bench.command()
+def decode(
+    model_shape: ModelShape = Shape.SMALL,
+    length: Annotated[
+        int | None, typer.Option(min=64, metavar="TOKENS", help="Prompt length.", show_default="2048")
     ] = None,
     batch: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="Running requests, repeatable (decode).", show_default="1 8 32 64"),
+        list[int] | None, typer.Option(min=1, help="Running requests, repeatable.", show_default="1 8 32 64")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of each request that are timed (decode).")] = 32,
-    threads: Annotated[int, typer.Option(min=5, help="KV budget in copies of the thread (memory).")] = 16,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each arm.")] = 5,
-    transformers: Annotated[
-        bool, typer.Option("--transformers", help="Run transformers' generate beside it (decode).")
-    ] = False,
-    profile: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write profiler traces here and show kernel time by phase (ttft)."),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda where there is one")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, prompts and chosen rows.")] = 0,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures here.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of each request that are timed.")] = 32,
+    rounds: Rounds = 5,
+    transformers: Annotated[bool, typer.Option("--transformers", help="Run transformers' generate beside it.")] = False,
+    device: Device = None,
+    seed: Seed = 0,
+    json_file: File = None,
 ) -> None:
-    """Measure the engine with random weights of a real model's shape, which is fair for speed and never for quality."""
-    # torch takes seconds to import: `agentkv --help` must not.
-    if benchmark is Benchmark.SERVER:
-        from rich.console import Console  # noqa: PLC0415
+    """Tokens a second of a batch."""
+    _run(
+        benchmark="decode",
+        shape=model_shape.value,
+        lengths=() if length is None else (length,),
+        batches=tuple(batch or (1, 8, 32, 64)),
+        tokens=tokens,
+        rounds=rounds,
+        transformers=transformers,
+        device=device,
+        seed=seed,
+        json_file=json_file,
+    )
 
-        from agentkv_evals.bench.server import run_server  # noqa: PLC0415
 
-        conversation = length[0] if length else 4096
-        run_server(length=conversation, rounds=rounds, seed=seed, json_file=json, console=Console())
-        return
+@bench.command()
+def memory(
+    model_shape: ModelShape = Shape.SMALL,
+    length: Annotated[
+        int | None, typer.Option(min=64, metavar="TOKENS", help="Length of the thread.", show_default="8192")
+    ] = None,
+    ratio: Ratios = None,
+    threads: Annotated[int, typer.Option(min=5, help="KV budget in copies of the thread.")] = 16,
+    rounds: Rounds = 5,
+    device: Device = None,
+    seed: Seed = 0,
+    json_file: File = None,
+) -> None:
+    """What agents over one thread hold, and how many conversations fit."""
+    _run(
+        benchmark="memory",
+        shape=model_shape.value,
+        lengths=() if length is None else (length,),
+        ratios=tuple(ratio or ()),
+        threads=threads,
+        rounds=rounds,
+        device=device,
+        seed=seed,
+        json_file=json_file,
+    )
+
+
+@bench.command()
+def server(
+    length: Annotated[int, typer.Option(min=64, metavar="TOKENS", help="Length of the conversation.")] = 4096,
+    rounds: Rounds = 5,
+    seed: Seed = 0,
+    json_file: File = None,
+) -> None:
+    """First token over HTTP and in process, with the model of the repository."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from agentkv_evals.bench.server import run_server  # noqa: PLC0415
+
+    run_server(length=length, rounds=rounds, seed=seed, json_file=json_file, console=Console())
+
+
+@bench.command()
+def engine(
+    model_shape: Annotated[
+        PairShape, typer.Option(help="The embedded model, or random weights of a shape.")
+    ] = PairShape.EMBEDDED,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Only cases with this in their name, repeatable.", show_default="all"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each arm; one more is dropped.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Of both arms.")] = 1,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a decode step goes.")] = False,
+    seed: Seed = 0,
+    json_file: File = None,
+) -> None:
+    """The engine against transformers on the same weights and threads: prefill, decode, arrivals of mixed length."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from agentkv_evals.bench.engine_run import run_engine  # noqa: PLC0415
+
+    run_engine(
+        shape=model_shape.value,
+        names=case or [],
+        rounds=rounds,
+        threads=threads,
+        profile=profile,
+        seed=seed,
+        json_file=json_file,
+        console=Console(),
+    )
+
+
+@bench.command()
+def peers(
+    url: Annotated[str, typer.Option(help="The agentkv server.")] = "http://127.0.0.1:8000",
+    peer: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Another server with OpenAI's API, repeatable.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of each server's model, in order; the first that it lists if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    words: Annotated[int, typer.Option(min=1, help="Words of a prompt.")] = 700,
+    tokens: Annotated[int, typer.Option(min=2, help="Most tokens of a reply.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each server; one more is dropped.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
+    json_file: File = None,
+) -> None:
+    """Servers side by side: time to first token, cold and warm, time a token, tokens a second of eight clients."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from agentkv_evals.bench.peers_run import run_peers  # noqa: PLC0415
+
+    run_peers(
+        urls=[url, *(peer or [])],
+        models=model or [],
+        num_words=words,
+        num_tokens=tokens,
+        rounds=rounds,
+        seed=seed,
+        json_file=json_file,
+        console=Console(),
+    )
+
+
+def _run(**options: Any) -> None:
     from agentkv_evals.bench.run import Settings, run_benchmark  # noqa: PLC0415
 
-    run_benchmark(
-        Settings(
-            benchmark=benchmark.value,
-            shape=model_shape.value,
-            lengths=tuple(length or ()),
-            ratios=tuple(ratio or ()),
-            batches=tuple(batch or (1, 8, 32, 64)),
-            tokens=tokens,
-            threads=threads,
-            rounds=rounds,
-            transformers=transformers,
-            profile_to=profile,
-            device=device,
-            seed=seed,
-            json_file=json,
-        )
-    )
+    run_benchmark(Settings(**options))

@@ -4,9 +4,13 @@ import io
 import json
 
 import pytest
+import torch
 from rich.console import Console
 
 from agentkv.errors import ConfigError
+from agentkv_evals.bench.engine_cases import cases
+from agentkv_evals.bench.engine_run import run_engine
+from agentkv_evals.bench.model_pair import model_pair
 from agentkv_evals.bench.rates import Rates, floor_seconds
 from agentkv_evals.bench.run import Settings, run_benchmark
 
@@ -76,3 +80,31 @@ def test_wrong_options_are_named(tmp_path) -> None:
         run_small(tmp_path, benchmark="decode", lengths=(64, 128))
     with pytest.raises(ConfigError, match="512"):
         run_small(tmp_path, benchmark="memory", lengths=(64,))
+
+
+def test_the_engine_and_transformers_do_the_same_work(monkeypatch: pytest.MonkeyPatch, small_model) -> None:
+    monkeypatch.setattr("agentkv_evals.bench.model_pair.model_directory", lambda: small_model("llama"))
+    with model_pair("embedded", max_sequences=4, seed=0) as pair:
+        prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [3]]
+        ours, theirs = pair.ours(prompts, [4, 6, 5]), pair.theirs(prompts, 6)
+        assert [list(reply) for reply in ours] == [theirs[0][:4], theirs[1], theirs[2][:5]]
+        assert {case.name for case in cases(pair, seed=0)} >= {"decode, batch 8", "prefill, 4096 tokens"}
+
+
+def test_a_step_is_profiled_by_phase(monkeypatch: pytest.MonkeyPatch, small_model) -> None:
+    monkeypatch.setattr("agentkv_evals.bench.model_pair.model_directory", lambda: small_model("llama"))
+    threads = torch.get_num_threads()
+    content = run_engine(
+        shape="embedded",
+        names=[],
+        rounds=1,
+        threads=threads,
+        profile=True,
+        seed=0,
+        json_file=None,
+        console=Console(file=io.StringIO()),
+    )
+    phases = content["phases_s"]
+    assert phases.keys() == {"schedule", "inputs", "forward", "sample", "update", "step"}
+    assert sum(phases.values()) - phases["step"] <= phases["step"]
+    assert 0 < content["outside_tensor_work"] < 1
