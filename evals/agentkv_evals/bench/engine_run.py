@@ -96,7 +96,7 @@ def _profile(engine: Any, seed: int, console: Console) -> dict[str, Any]:
 
 def _table(records: Sequence[dict[str, Any]], shape: str, threads: int) -> Table:
     table = Table(title=f"{shape}, float32, {threads} thread(s): engine and transformers (medians)")
-    for title in ("case", "engine ms", "transformers ms", "times faster", "by CPU time", "bar"):
+    for title in ("case", "ours ms", "theirs ms", "faster", "by CPU", "bar"):
         table.add_column(title, justify="left" if title == "case" else "right", no_wrap=True)
     for record in records:
         table.add_row(

@@ -5,16 +5,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from agentkv.embedded import model_directory
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.request import Request, ReuseMode, SamplingParams
 
-LLAMAS: dict[str, dict[str, int | bool]] = {
+LLAMAS: dict[str, dict[str, Any]] = {
     "llama-25m": {
         "hidden_size": 512,
         "intermediate_size": 1376,
@@ -41,7 +42,7 @@ class ModelPair:
     """One model in both engines, float32 on CPU. Greedy, with no stop tokens: both arms do the same work."""
 
     engine: Engine
-    reference: PreTrainedModel
+    reference: Any
     num_runs: int = 0
 
     def ours(self, prompts: list[list[int]], lengths: list[int]) -> list[tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +20,7 @@ def profile_steps(engine: Engine, *, batch: int, prompt: int, steps: int, seed: 
         token_ids = tuple(lot.choices(range(engine.model_config.vocab_size), k=prompt))
         params = SamplingParams(max_tokens=steps + 16)
         engine.add(Request(request_id=str(number), token_ids=token_ids, sampling=params, mode=ReuseMode.OFF))
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     scheduler, runner = engine._scheduler, engine._runner
     sample = model_runner.sample
     for owner, name, phase in (
@@ -49,11 +49,11 @@ def share_outside_tensors(spent: dict[str, float]) -> float:
     return 1 - sum(spent[phase] for phase in TENSOR_WORK) / spent["step"]
 
 
-def _timed(call: Callable[..., Any], phase: str, spent: Counter[str]) -> Callable[..., Any]:
+def _timed(call: Callable[..., Any], phase: str, spent: dict[str, float]) -> Callable[..., Any]:
     def timed(*arguments: Any) -> Any:
         started = time.process_time()
         result = call(*arguments)
-        spent[phase] += time.process_time() - started  # type: ignore[assignment]
+        spent[phase] += time.process_time() - started
         return result
 
     return timed

@@ -7,12 +7,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from agentkv.errors import ConfigError
+from agentkv.errors import ConfigError, RemoteError
 from agentkv_evals.bench.engine_cases import cases
 from agentkv_evals.bench.engine_run import run_engine
 from agentkv_evals.bench.model_pair import model_pair
+from agentkv_evals.bench.peers_run import NUM_CLIENTS, run_peers
 from agentkv_evals.bench.rates import Rates, floor_seconds
 from agentkv_evals.bench.run import Settings, run_benchmark
+from fakes import FakeService, running_server
 
 
 def run_small(tmp_path, **options):
@@ -108,3 +110,23 @@ def test_a_step_is_profiled_by_phase(monkeypatch: pytest.MonkeyPatch, small_mode
     assert phases.keys() == {"schedule", "inputs", "forward", "sample", "update", "step"}
     assert sum(phases.values()) - phases["step"] <= phases["step"]
     assert 0 < content["outside_tensor_work"] < 1
+
+
+def test_peers_get_the_same_prompts() -> None:
+    def ask(service: FakeService, *urls: str) -> list[dict]:
+        options = {"models": [], "num_words": 5, "num_tokens": 4, "rounds": 2, "seed": 0, "json_file": None}
+        return run_peers(urls=urls, **options, console=Console(file=io.StringIO()))
+
+    first, second = FakeService(), FakeService()
+    with running_server(first) as one, running_server(second) as other:
+        records = ask(first, one, f"{other}/v1/")
+        assert [record["url"] for record in records] == [one, other]
+        assert all(len(record["cold_ms"]) == len(record["tokens_s"]) == 2 for record in records)
+        prompts = [sorted(request.messages[0].content for request in service.requests) for service in (first, second)]
+        assert prompts[0] == prompts[1]
+        assert len(prompts[0]) == 3 * (2 + NUM_CLIENTS)
+        first.script = lambda request: []
+        with pytest.raises(RemoteError, match="gave no text"):
+            ask(first, one)
+    with pytest.raises(RemoteError, match="did not answer"):
+        ask(first, one)
