@@ -25,6 +25,7 @@ from agentkv.owner import owner_of
 from agentkv.running_chat import RunningChat, StopStrings
 from agentkv.screening.calibration import Calibration
 from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv.screening.selectors.reading_change import ReadingChange
 from agentkv.screening.selectors.registry import parse_selector
 from agentkv.screening.selectors.until import Until
 from agentkv.screening.worth import WorthCheck
@@ -88,6 +89,7 @@ class Service:
         self._vocab_size = engine.model_config.vocab_size
         self._max_prompt = min(engine.max_tokens - 1, config.max_prompt_tokens or engine.max_tokens)
         self._num_layers = engine.model_config.num_layers
+        self._traced_layers = engine.traced_layers
         self._config = config
         self._tokenizer = tokenizer
         self._prompts = ChatPrompts(tokenizer)
@@ -126,6 +128,11 @@ class Service:
         except CheckpointError as error:
             raise ModelError(str(error)) from error
         calibration = Calibration.load(config.calibration, model) if config.calibration else None
+        if calibration and calibration.trace_layers not in (None, config.trace_layers):
+            raise ConfigError(
+                f"the calibration was made with trace_layers {calibration.trace_layers}, not {config.trace_layers}: "
+                "serve with the same, or make one with agentkv calibrate"
+            )
         tokenizer = ChatTokenizer.from_directory(model)
         recognizer = Recognizer(min_tokens=config.min_segment_tokens)
         policy = Keeper.eviction_policy()
@@ -281,6 +288,8 @@ class Service:
 
     def _until(self, selector: BudgetedSelector) -> BudgetedSelector:
         """The rule, or one that deepens it to the service's target."""
+        if isinstance(selector, ReadingChange) and not self._traced_layers:
+            raise ConfigError("reading_change asks traces, and no layer is traced: set trace_layers to 1 or more")
         if self._config.target_kl is None:
             return selector
         if self._calibration is None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class Curve:
         """KL for what is left: 0 for nothing, None beyond what was measured."""
         if left <= 0:
             return 0.0
+        if not isfinite(left):
+            return None
         step = bisect_left(self.left, left)
         return self.kl[step] if step < len(self.kl) else None
 
@@ -59,11 +62,13 @@ class Calibration:
     Attributes:
         model: its fingerprint.
         curves: by rule, whatever its ratio.
+        trace_layers: layers that were traced, which `reading_change` sums over; None where no rule asks traces.
         measured: what they come from and how they did on tasks that they were not fitted to, for readers.
     """
 
     model: str
     curves: Mapping[str, Curve]
+    trace_layers: int | None = None
     measured: Mapping[str, Any] = field(default_factory=dict)
 
     def estimate(self, rule: str, left: float | None) -> float | None:
@@ -92,7 +97,12 @@ class Calibration:
             if content["format"] != _FORMAT:
                 raise ValueError(f"its format is {content['format']}, not {_FORMAT}")
             curves = {rule: _curve(each) for rule, each in content["curves"].items()}
-            calibration = cls(model=content["model"], curves=curves, measured=content["measured"])
+            calibration = cls(
+                model=content["model"],
+                curves=curves,
+                trace_layers=content["trace_layers"],
+                measured=content["measured"],
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"can't read the calibration {path}: {error}. Make one: agentkv calibrate --out {path}"

@@ -43,5 +43,7 @@ class WorthCheck:
         service's engine allows), and the most that the selector may repair. Later probes are not foreseen."""
         fresh = (view.num_tokens - view.num_prefix - view.num_reused) * view.num_layers
         probe = selector.probe(view)
-        look = (len(probe.positions) + self.pass_rows) * view.num_layers if probe else 0
-        return fresh + look + selector.budget(view)
+        if probe is None:
+            return fresh + selector.budget(view)
+        extra_pass = self.pass_rows if probe.positions or view.first_reused > view.num_prefix else 0
+        return fresh + (len(probe.positions) + extra_pass) * view.num_layers + selector.budget(view)

@@ -167,6 +167,11 @@ class Engine:
         return min(self.context_length, self._pool.num_blocks * BLOCK_SIZE)
 
     @property
+    def traced_layers(self) -> tuple[int, ...]:
+        """Layers in which rows leave traces (see `EngineConfig.trace_layers`)."""
+        return self._tensors.traces.layers if self._tensors.traces is not None else ()
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
         return self._scheduler.has_work

@@ -82,3 +82,17 @@ def test_a_target_without_an_estimate_is_refused(small_model, tmp_path):
         chat = ChatRequest(messages=(ChatMessage(role="user", content="hello"),), selector="tail_rows(4)")
         with pytest.raises(InvalidRequest, match="query_attention"):
             service.submit(chat)
+
+
+def test_what_was_calibrated_with_other_traces_is_refused(small_model, tmp_path):
+    model, path = small_model("qwen2"), tmp_path / "calibration.json"
+    curve = Curve(left=(100.0,), kl=(0.25,), quantile=0.9, prompts=12)
+    Calibration(model=fingerprint(model), curves={"reading_change": curve}, trace_layers=2).save(path)
+    with pytest.raises(ConfigError, match="trace_layers 2, not 1"):
+        Service.open(model, ServiceConfig(kv_memory=1 << 24, calibration=path, trace_layers=1))
+
+
+def test_a_rule_that_asks_traces_needs_some(small_model):
+    model = small_model("qwen2")
+    with pytest.raises(ConfigError, match="set trace_layers to 1 or more"):
+        Service.open(model, ServiceConfig(kv_memory=1 << 24, trace_layers=0))

@@ -28,7 +28,7 @@ next ones say."""
 class ReadingChange:
     """Repairs the rows whose reading the new context changes most.
 
-    Nothing is run to find them, so that a screened prompt takes one pass over the weights: in the traced layers each
+    Nothing is run to find them but the fresh rows before the first span: in the traced layers each
     reused row's kept query is asked anew, over the keys that stand before it now. Its change is the sum over those
     layers of two shares of its hidden state: how far its attention output is from what it was in its author's context
     (messages gone count as much as new ones), and how far it moves by the messages that the author had not seen (system

@@ -150,11 +150,15 @@ class Residents:
                     f"KV of shape {tuple(given.shape)} and {given.dtype} can't be loaded: this pool holds {here} and "
                     f"{self._tensors.dtype}; export it from an engine of the same model and dtype"
                 )
-        wanted = self._tensors.traces.layers if self._tensors.traces is not None else ()
-        if not tensors.traces.keys() >= set(wanted):
+        traces = self._tensors.traces
+        wanted = traces.layers if traces is not None else ()
+        here = len(tensors.token_ids)
+        if traces is not None and not all(
+            layer in tensors.traces and traces.fits(layer, tensors.traces[layer], here) for layer in wanted
+        ):
             raise RequestRefused(
-                f"this pool traces layers {wanted} and the KV to load brings layers {tuple(tensors.traces)}: export it "
-                "from an engine with the same trace_layers"
+                f"this pool traces layers {wanted} and the KV to load brings layers {tuple(tensors.traces)}, or "
+                "traces of another shape: export it from an engine of the same model with the same trace_layers"
             )
 
     def _traces_of(self, keys: Keys) -> Mapping[int, Traces]:

@@ -37,15 +37,31 @@ class TracedShape:
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """Traces of some slots in one layer, as they are kept: float32 queries [S, H, D], lengths [S], sketches [S, Z]."""
+    """Traces of some slots in one layer, as they are kept.
 
-    queries_SHD: Tensor
+    Attributes:
+        values_SHD: int8 queries, rotated at home, to be multiplied by `scales_SH` (float16).
+        lengths_S: of the hidden states behind the layer, float32.
+        sketches_SZ: of the attention outputs, bfloat16.
+    """
+
+    values_SHD: Tensor
+    scales_SH: Tensor
     lengths_S: Tensor
     sketches_SZ: Tensor
 
+    def queries(self) -> Tensor:
+        """The queries, float32 [S, H, D]."""
+        return self.values_SHD.float() * self.scales_SH.float().unsqueeze(-1)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All of it, in one order."""
+        return self.values_SHD, self.scales_SH, self.lengths_S, self.sketches_SZ
+
     def to(self, device: str) -> "Traces":
         """The same on another device."""
-        return Traces(self.queries_SHD.to(device), self.lengths_S.to(device), self.sketches_SZ.to(device))
+        return Traces(*(tensor.to(device) for tensor in self.tensors))
 
 
 class RowTraces:
@@ -53,46 +69,47 @@ class RowTraces:
 
     def __init__(self, shape: TracedShape, *, num_slots: int, device: str) -> None:
         self.layers = shape.layers
-        queries, each = (num_slots, shape.num_heads, shape.head_dim), shape.layers
-        self._values = {n: torch.zeros(queries, dtype=torch.int8, device=device) for n in each}
-        self._scales = {n: torch.zeros(queries[:2], dtype=torch.float16, device=device) for n in each}
-        self._lengths = {n: torch.zeros(num_slots, device=device) for n in each}
-        self._sketches = {n: torch.zeros(num_slots, SKETCH, dtype=torch.bfloat16, device=device) for n in each}
+        queries = (num_slots, shape.num_heads, shape.head_dim)
+        self._kept = {
+            layer: Traces(
+                torch.zeros(queries, dtype=torch.int8, device=device),
+                torch.zeros(queries[:2], dtype=torch.float16, device=device),
+                torch.zeros(num_slots, device=device),
+                torch.zeros(num_slots, SKETCH, dtype=torch.bfloat16, device=device),
+            )
+            for layer in shape.layers
+        }
         generator = torch.Generator().manual_seed(0)
         projection_EZ = torch.randn(shape.hidden_size, SKETCH, generator=generator) / SKETCH**0.5
         self.projection_EZ = projection_EZ.to(device)
 
     def write_reading(self, layer: int, slots_A: Tensor, q_AHD: Tensor, output_AE: Tensor) -> None:
         """Keep what these rows asked in one layer, and what attention gave them."""
-        q_AHD = q_AHD.float()
+        q_AHD, kept = q_AHD.float(), self._kept[layer]
         scale_AH = q_AHD.abs().amax(-1).clamp(min=1e-6) / LARGEST
-        self._values[layer].index_copy_(0, slots_A, (q_AHD / scale_AH.unsqueeze(-1)).round().to(torch.int8))
-        self._scales[layer].index_copy_(0, slots_A, scale_AH.half())
-        self._sketches[layer].index_copy_(0, slots_A, self.sketch(output_AE).bfloat16())
+        kept.values_SHD.index_copy_(0, slots_A, (q_AHD / scale_AH.unsqueeze(-1)).round().to(torch.int8))
+        kept.scales_SH.index_copy_(0, slots_A, scale_AH.half())
+        kept.sketches_SZ.index_copy_(0, slots_A, self.sketch(output_AE).bfloat16())
 
     def write_lengths(self, layer: int, slots_A: Tensor, hidden_AE: Tensor) -> None:
         """Keep the lengths of these rows' hidden states behind one layer."""
         lengths_A = torch.linalg.vector_norm(hidden_AE, dim=-1, dtype=torch.float32)
-        self._lengths[layer].index_copy_(0, slots_A, lengths_A)
+        self._kept[layer].lengths_S.index_copy_(0, slots_A, lengths_A)
 
     def sketch(self, output_AE: Tensor) -> Tensor:
         """Sketch [A, Z] of attention outputs."""
         return output_AE.float() @ self.projection_EZ
 
     def read(self, layer: int, slots_S: Tensor) -> Traces:
-        """Traces of these slots in one layer."""
-        scales_SH = self._scales[layer].index_select(0, slots_S).float()
-        return Traces(
-            self._values[layer].index_select(0, slots_S).float() * scales_SH.unsqueeze(-1),
-            self._lengths[layer].index_select(0, slots_S),
-            self._sketches[layer].index_select(0, slots_S).float(),
-        )
+        """A copy of the traces of these slots in one layer."""
+        return Traces(*(tensor.index_select(0, slots_S) for tensor in self._kept[layer].tensors))
 
     def restore(self, layer: int, slots_S: Tensor, traces: Traces) -> None:
         """Put back what `read` gave."""
-        scales_SH = (traces.queries_SHD.abs().amax(-1).clamp(min=1e-6) / LARGEST).half()
-        values_SHD = (traces.queries_SHD / scales_SH.float().unsqueeze(-1)).round().clamp(-LARGEST, LARGEST)
-        self._values[layer].index_copy_(0, slots_S, values_SHD.to(torch.int8))
-        self._scales[layer].index_copy_(0, slots_S, scales_SH)
-        self._lengths[layer].index_copy_(0, slots_S, traces.lengths_S)
-        self._sketches[layer].index_copy_(0, slots_S, traces.sketches_SZ.bfloat16())
+        for kept, given in zip(self._kept[layer].tensors, traces.tensors, strict=True):
+            kept.index_copy_(0, slots_S, given)
+
+    def fits(self, layer: int, traces: Traces, num_tokens: int) -> bool:
+        """Whether these are traces of so many tokens of this pool's shape."""
+        pairs = zip(self._kept[layer].tensors, traces.tensors, strict=True)
+        return all(given.shape == (num_tokens, *kept.shape[1:]) and given.dtype == kept.dtype for kept, given in pairs)

@@ -6,7 +6,7 @@ those of the context in which they were computed.
 Shapes: L layers, R rows asked for, P prompt positions, S keys, H heads, K kv heads, D head dimension.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from agentkv_engine.scheduler.sequence import ProbeRecord, ProbeState, Residence
 MOST_PROBABILITIES = 1 << 26
 """Attention probabilities, over rows, heads and keys, that are held at once: a look takes its rows in tiles."""
 
-MOST_ROWS = 128
+MOST_ROWS = 512
 """Rows of a tile: each tile looks at the keys up to its last row only."""
 
 
@@ -114,17 +114,24 @@ class LiveObservation:
     @torch.inference_mode()
     def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
         """See `Observation.reading`."""
-        asked = np.asarray([position for reread in rereads for position in reread.positions], dtype=np.int64)
+        tiles = [self._reread(layer, tile) for reread in rereads for tile in _tiles(reread)]
+        since, by_left_out = zip(*tiles, strict=True) if tiles else ((torch.empty(0),), (torch.empty(0),))
+        return Reading(since_then_R=torch.cat(since), by_left_out_R=torch.cat(by_left_out))
+
+    def _reread(self, layer: int, reread: Reread) -> tuple[Tensor, Tensor]:
+        """Both changes of one tile's rows, [R] each."""
+        asked = np.asarray(reread.positions, dtype=np.int64)
+        assert not np.isin(asked, self._probe.borrowed_N).any(), "rows that a probe has run left traces of their own"
         traces = self._traces(layer, asked)
         offsets = self._tensor(self._residence.table.offsets_at(asked))
-        q_RHD = rotate(traces.queries_SHD, self._observer.rope.by_offsets(offsets)).to(self._observer.pool.dtype)
-        now_RZ = self._sketch(layer, q_RHD, self._keys_of(layer, rereads, left_out=False))
-        rest_RZ = self._sketch(layer, q_RHD, self._keys_of(layer, rereads, left_out=True))
+        q_RHD = rotate(traces.queries(), self._observer.rope.by_offsets(offsets)).to(self._observer.pool.dtype)
         lengths_R = traces.lengths_S.clamp(min=1e-6)
-        return Reading(
-            since_then_R=torch.linalg.vector_norm(now_RZ - traces.sketches_SZ, dim=-1) / lengths_R,
-            by_left_out_R=torch.linalg.vector_norm(now_RZ - rest_RZ, dim=-1) / lengths_R,
-        )
+        now_RZ = self._sketch(layer, q_RHD, self._keys_of(layer, reread.positions, ()))
+        since_R = torch.linalg.vector_norm(now_RZ - traces.sketches_SZ.float(), dim=-1) / lengths_R
+        if not reread.left_out:
+            return since_R, torch.zeros_like(since_R)
+        rest_RZ = self._sketch(layer, q_RHD, self._keys_of(layer, reread.positions, reread.left_out))
+        return since_R, torch.linalg.vector_norm(now_RZ - rest_RZ, dim=-1) / lengths_R
 
     @torch.inference_mode()
     def value_deviation(self, layer: int, positions: Sequence[int]) -> Tensor:
@@ -149,32 +156,27 @@ class LiveObservation:
         new_RE, kept_RE = (values[self._tensor(each)].flatten(1).float() for each in slots)
         return new_RE, kept_RE
 
-    def _keys_of(self, layer: int, rereads: Sequence[Reread], *, left_out: bool) -> list[SequenceRows]:
-        """The keys that each group of rows sees, all of them or without those to be left out."""
-        level, groups, done = self._observer.levels.list_of_layer(layer), [], 0
-        for reread in rereads:
-            keys, slots, offsets = self._residence.table.readable(level, reread.positions.stop)
-            kept = np.ones(len(keys), dtype=bool)
-            for start, end in reread.left_out if left_out else ():
-                kept &= (keys < start) | (keys >= end)
-            groups.append(
-                SequenceRows(
-                    rows=np.arange(done, done + len(reread.positions)),
-                    positions=np.asarray(reread.positions, dtype=np.int64),
-                    key_slots=slots[kept],
-                    key_positions=keys[kept],
-                    key_offsets=offsets[kept],
-                )
-            )
-            done += len(reread.positions)
-        return groups
+    def _keys_of(self, layer: int, positions: range, left_out: Iterable[tuple[int, int]]) -> SequenceRows:
+        """The keys that these rows see, without those to be left out."""
+        level = self._observer.levels.list_of_layer(layer)
+        keys, slots, offsets = self._residence.table.readable(level, positions.stop)
+        kept = np.ones(len(keys), dtype=bool)
+        for start, end in left_out:
+            kept &= (keys < start) | (keys >= end)
+        return SequenceRows(
+            rows=np.arange(len(positions)),
+            positions=np.asarray(positions, dtype=np.int64),
+            key_slots=slots[kept],
+            key_positions=keys[kept],
+            key_offsets=offsets[kept],
+        )
 
-    def _sketch(self, layer: int, q_RHD: Tensor, groups: Sequence[SequenceRows]) -> Tensor:
-        """Sketch [R, Z] of the attention layer's output for these queries over their groups' keys."""
-        prepared = self._observer.backend.prepare(groups)
+    def _sketch(self, layer: int, q_RHD: Tensor, rows: SequenceRows) -> Tensor:
+        """Sketch [R, Z] of the attention layer's output for these queries over these keys."""
+        prepared = self._observer.backend.prepare([rows])
         mixed_RHD = self._observer.backend.attend(q_RHD, layer, self._observer.pool, prepared)
         weight_IZ, bias_Z = self._observer.sketched_output(layer)
-        num_read = sum(len(group.rows) * len(group.key_slots) for group in groups)
+        num_read = len(rows.rows) * len(rows.key_slots)
         self.flops += 4 * num_read * q_RHD.shape[1] * q_RHD.shape[2] + 2 * len(q_RHD) * weight_IZ.numel()
         return mixed_RHD.flatten(1).float() @ weight_IZ + bias_Z
 
@@ -212,7 +214,7 @@ class LiveObservation:
     def _stored_queries(self, layer: int, positions_R: np.ndarray) -> Tensor:
         """Queries [R, H, D] of reused rows, turned to where the reader sees them."""
         offsets = self._tensor(self._residence.table.offsets_at(positions_R))
-        return rotate(self._traces(layer, positions_R).queries_SHD, self._observer.rope.by_offsets(offsets))
+        return rotate(self._traces(layer, positions_R).queries(), self._observer.rope.by_offsets(offsets))
 
     def _traces(self, layer: int, positions: Sequence[int] | np.ndarray) -> Traces:
         """What these rows left in a layer. Rows that attended in it are deeper than it, so their private slots stand in
@@ -243,6 +245,13 @@ class _Tile:
     def probabilities(self) -> Tensor:
         """What each row pays to each key, [R, H, S]."""
         return head_probabilities(self.q_RHD, self.k_SKD, self.keys <= self.positions.unsqueeze(1))
+
+
+def _tiles(reread: Reread) -> Iterator[Reread]:
+    """The same in parts of at most `MOST_ROWS` rows."""
+    rows = reread.positions
+    for start in range(0, len(rows), MOST_ROWS):
+        yield Reread(positions=rows[start : start + MOST_ROWS], left_out=reread.left_out)
 
 
 def head_probabilities(q_RHD: Tensor, k_SKD: Tensor, visible_RS: Tensor) -> Tensor:

@@ -58,7 +58,9 @@ def run_calibration(settings: Settings, file: Path, *, quantile: float, console:
         "judged": sorted({row.family for row in judged}),
         "checks": {rule: check.as_dict() for rule, check in checks.items()},
     }
-    calibration = Calibration(model=fingerprint(settings.model), curves=curves, measured=measured)
+    calibration = Calibration(
+        model=fingerprint(settings.model), curves=curves, trace_layers=settings.trace_layers, measured=measured
+    )
     calibration.save(file)
     console.print(LEGEND, style="dim")
     console.print(_table(checks))

@@ -52,6 +52,7 @@ def test_what_is_not_known_is_not_said():
     assert CURVE.estimate(0.4) == 0.02
     assert CURVE.estimate(0.41) == 0.3
     assert CURVE.estimate(2.1) is None
+    assert CURVE.estimate(float("nan")) is None
     calibration = Calibration(model="m", curves={"query_attention": CURVE})
     assert calibration.estimate("query_attention(0.2)", 0.1) == 0.02
     assert calibration.estimate("query_attention(0.2)", None) is None

@@ -1,8 +1,11 @@
 """The worth check: short or dear reuse is not worth it."""
 
+from dataclasses import replace
+
 import pytest
 
 from agentkv.screening.selectors.query_attention import QueryAttention
+from agentkv.screening.selectors.reading_change import ReadingChange
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.repair_none import RepairNone
 from agentkv.screening.worth import NOT_WORTH, WorthCheck
@@ -33,6 +36,14 @@ def test_cost_counts_fresh_repaired_probe_and_its_pass() -> None:
     view = prompt(200, 50, num_prefix=16)
     assert WorthCheck(pass_rows=10).cost(view, QueryAttention(ratio=0.1)) == 4 * (50 + 20 + 16 + 10)
     assert WorthCheck(pass_rows=10).cost(view, RepairNone()) == 4 * 50
+
+
+def test_a_mere_look_takes_a_pass_only_where_something_must_run_before_it() -> None:
+    rule, check = ReadingChange(ratio=0.1), WorthCheck(pass_rows=10)
+    view = prompt(200, 50, num_prefix=16)
+    assert check.cost(view, rule) == 4 * (50 + 20)
+    later = replace(view, spans=(replace(view.spans[0], start=26),))
+    assert check.cost(later, rule) == 4 * (60 + 19 + 10)
 
 
 def test_probe_breaks_even_with_length() -> None:
