@@ -38,9 +38,13 @@ def num_repairable(view: ReuseView) -> int:
 
 
 def affordable_rows(view: ReuseView, ratio: float) -> int:
-    """Rows at full depth that `ratio` of the reused rows' row-layers buys, at most all that may be chosen."""
+    """Rows at full depth that `ratio` of the segments' row-layers buys, at most all that may be chosen.
+
+    What is read from the screened prefix was repaired when it was written: it buys nothing.
+    """
     rounding = 1e-9  # 0.29 * 100 is a hair below 29
-    return min(num_repairable(view), math.floor(ratio * view.num_reused + rounding))
+    in_segments = sum(span.num_tokens for span in view.spans if span.handle is not None)
+    return min(num_repairable(view), math.floor(ratio * in_segments + rounding))
 
 
 def plan_without_choice(view: ReuseView, ratio: float) -> RepairPlan | None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from agentkv.screening.selectors.budget import affordable_rows
 from agentkv.screening.selectors.propagated_attention import PropagatedAttention
 from agentkv.screening.selectors.query_attention import QueryAttention
 from agentkv.screening.selectors.random_rows import RandomRows
@@ -198,3 +199,12 @@ def test_unread_messages_are_those_that_the_author_had_not_seen() -> None:
         Reread(positions=range(50, 90), left_out=((20, 40),)),
         Reread(positions=range(90, 100)),
     ]
+
+
+def test_a_screened_prefix_buys_no_repairs() -> None:
+    """A long thread that was read before does not make the rule repair all of one new message."""
+    before = PlacedSpan(start=0, end=1000, handle=None, depth_spent=1)
+    new = PlacedSpan(start=1000, end=1100, handle=5, unseen=((0, 1000),))
+    prompt = view(before, new, num_tokens=1120)
+    assert affordable_rows(prompt, 0.3) == 30
+    assert RandomRows(ratio=0.3).budget(prompt) == 30 * 3
