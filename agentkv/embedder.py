@@ -89,8 +89,10 @@ class Embedder:
             return
         try:
             self._engine.add(request)
-        except RequestRefused as error:
-            future.set_exception(InvalidRequest(str(error), param="input"))
+        except Exception as error:  # a fault ends this request, not the thread
+            if future.set_running_or_notify_cancel():
+                refused = isinstance(error, RequestRefused)
+                future.set_exception(InvalidRequest(str(error), param="input") if refused else error)
             return
         self._running[request.request_id] = future
         future.add_done_callback(lambda done: self._abort(request.request_id) if done.cancelled() else None)

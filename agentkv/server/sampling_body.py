@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from agentkv.sampling import Sampling
 from agentkv.server.errors import ApiError
 
+MOST_DIGITS = 10
+"""Of a token's number: no vocabulary has more."""
+
 MOST_CHOICES = 128
 """OpenAI's limit of `n`."""
 
@@ -59,7 +62,7 @@ class SamplingBody(BaseModel):
     def _bias(self) -> dict[int, float]:
         bias = self.logit_bias or {}
         for token in bias:
-            if not (token.isascii() and token.isdecimal()):
+            if not (token.isascii() and token.isdecimal() and len(token) <= MOST_DIGITS):
                 message = f"logit_bias names the token {token!r}: give the number of a token, as a string"
                 raise ApiError(400, message, param="logit_bias", code="invalid_value")
         return {int(token): value for token, value in bias.items()}

@@ -193,6 +193,8 @@ async def _read(
         arrived.put_nowait(None)
     except ApiError as failure:
         arrived.put_nowait(failure)
+    except Exception as fault:  # whoever waits for the next delta must hear of it
+        arrived.put_nowait(from_service_error(fault))
 
 
 def too_busy(seconds: float) -> ApiError:

@@ -4,6 +4,7 @@
 `input_schema`; all become `agentkv.api.ToolUse`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -95,9 +96,10 @@ def tool_use(
         ApiError: 400, two tools of one name, or a choice that these tools don't allow.
     """
     names = [tool.name for tool in tools]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise _refused(f"two tools are named {twice[0]!r}: give each its own name", "tools")
-    if unknown := [name for name in only if name not in names]:
+    there = set(names)
+    if unknown := [name for name in only if name not in there]:
         known = ", ".join(names) or "tools"
         raise _refused(f"tool_choice names {unknown[0]!r}, which is none of the tools: give {known}", "tool_choice")
     if choice == "required" and not tools:

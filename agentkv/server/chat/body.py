@@ -31,7 +31,7 @@ class MessageBody(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str, BeforeValidator(join_parts)] = ""
     name: Label | None = None
-    tool_calls: list[ToolCallBody] | None = None
+    tool_calls: Annotated[list[ToolCallBody], Field(fail_fast=True)] | None = None
     tool_call_id: Label | None = None
     reasoning_content: str | None = None
 
@@ -63,7 +63,7 @@ class ChatBody(SamplingBody):
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: str
-    messages: Annotated[list[MessageBody], Field(min_length=1)]
+    messages: Annotated[list[MessageBody], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[
@@ -73,7 +73,7 @@ class ChatBody(SamplingBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
-    tools: list[ToolBody] | None = None
+    tools: Annotated[list[ToolBody], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoiceBody | None = None
     parallel_tool_calls: bool | None = None
     response_format: FormatBody | None = None

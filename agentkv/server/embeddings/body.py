@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agentkv.api import Embedding
 from agentkv.server.errors import ApiError
 
-Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -20,7 +20,12 @@ class EmbeddingsBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str
-    input: Text | Annotated[list[Text], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)]
+    input: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, fail_fast=True)]
+    )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None

@@ -69,7 +69,7 @@ class MessageBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[Block], BeforeValidator(_blocks)]
+    content: Annotated[list[Block], Field(fail_fast=True), BeforeValidator(_blocks)]
 
     def to_messages(self) -> Iterator[ChatMessage]:
         """The middleware's messages: what tools answered stands for itself."""
@@ -132,9 +132,9 @@ class PromptBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: str
-    messages: Annotated[list[MessageBody], Field(min_length=1)]
+    messages: Annotated[list[MessageBody], Field(min_length=1, fail_fast=True)]
     system: Text = ""
-    tools: list[AnthropicTool] | None = None
+    tools: Annotated[list[AnthropicTool], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoiceBody | None = None
     thinking: ThinkingBody | None = None
 

@@ -72,9 +72,9 @@ class ResponseBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: str
-    input: Annotated[list[Item], BeforeValidator(_items)]
+    input: Annotated[list[Item], Field(fail_fast=True), BeforeValidator(_items)]
     instructions: str | None = None
-    tools: list[ResponseTool] | None = None
+    tools: Annotated[list[ResponseTool], Field(fail_fast=True)] | None = None
     tool_choice: Choice | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextBody | None = None

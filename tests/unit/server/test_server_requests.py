@@ -1,6 +1,7 @@
 """What the server makes of request bodies: every field it honours, every one it refuses, every way to be malformed."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -347,3 +348,20 @@ def test_ten_thousand_tiny_messages(http: httpx.Client, service: FakeService) ->
     messages = [{"role": "user", "content": str(index)} for index in range(10_000)]
     assert http.post("/v1/chat/completions", json=chat(messages=messages)).status_code == 200
     assert [message.content for message in service.requests[0].messages] == [str(index) for index in range(10_000)]
+
+
+def test_a_list_of_wrong_items_is_refused_at_its_first(http: httpx.Client) -> None:
+    """Telling all the errors of a large body would take gigabytes."""
+    body = b'{"model": "m", "messages": [' + b"1," * 200_000 + b"1]}"
+    started = time.perf_counter()
+    response = http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert envelope(response)["param"] == "messages[0]"
+    assert time.perf_counter() - started < 20
+
+
+def test_a_token_of_many_digits_is_refused(http: httpx.Client) -> None:
+    body = {"model": "fake/model", "messages": HELLO, "logit_bias": {"1" * 5000: 1}}
+    response = http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert envelope(response)["param"] == "logit_bias"
