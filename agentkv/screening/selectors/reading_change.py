@@ -28,11 +28,11 @@ next ones say."""
 class ReadingChange:
     """Repairs the rows whose reading the new context changes most.
 
-    Nothing is run to find them but the fresh rows before the first span: in the traced layers each
-    reused row's kept query is asked anew, over the keys that stand before it now. Its change is the sum over those
-    layers of two shares of its hidden state: how far its attention output is from what it was in its author's context
-    (messages gone count as much as new ones), and how far it moves by the messages that the author had not seen (system
-    prompts, which everybody reads, are left in).
+    Nothing is run to find them but the fresh rows before the first span: in the traced layers each reused row's kept
+    query is asked anew, over the keys that stand before it now. Its change is the sum over those layers of two shares
+    of its hidden state: how far its attention output is from what it was in its author's context (messages gone count
+    as much as new ones), and how far it moves by the messages that the author had not seen (system prompts, which
+    everybody reads, are left in).
 
     Attributes:
         ratio: share of the reused rows' row-layers to spend on repairs, 0 to 1.

@@ -1,9 +1,10 @@
-"""What rows read: head-mean attention from queries that lie ready, over the keys as they are now.
+"""What rows read, from queries that lie ready, over the keys as they are now; and how far that is from what they read.
 
-Rows of a probe have left their own queries; reused rows are asked by the queries stored with their keys, which are
-those of the context in which they were computed.
+Rows of a probe have left their own queries; reused rows are asked by the queries in their traces, which are those of
+the context in which they were computed.
 
-Shapes: L layers, R rows asked for, P prompt positions, S keys, H heads, K kv heads, D head dimension.
+Shapes: L layers, R rows asked for, P prompt positions, S keys, H heads, K kv heads, D head dimension, I = H * D,
+E hidden size, Z numbers of a sketch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -123,8 +124,7 @@ class LiveObservation:
         asked = np.asarray(reread.positions, dtype=np.int64)
         assert not np.isin(asked, self._probe.borrowed_N).any(), "rows that a probe has run left traces of their own"
         traces = self._traces(layer, asked)
-        offsets = self._tensor(self._residence.table.offsets_at(asked))
-        q_RHD = rotate(traces.queries(), self._observer.rope.by_offsets(offsets)).to(self._observer.pool.dtype)
+        q_RHD = self._turned_queries(traces, asked).to(self._observer.pool.dtype)
         lengths_R = traces.lengths_S.clamp(min=1e-6)
         now_RZ = self._sketch(layer, q_RHD, self._keys_of(layer, reread.positions, ()))
         since_R = torch.linalg.vector_norm(now_RZ - traces.sketches_SZ.float(), dim=-1) / lengths_R
@@ -186,8 +186,8 @@ class LiveObservation:
         assert ((asked >= 0) & (asked < self._residence.view.num_tokens)).all(), "these are no rows of the prompt"
         level = self._observer.levels.list_of_layer(layer)
         key_positions, slots, offsets = self._residence.table.readable(level, int(asked.max()) + 1)
-        slots_S, keys_S = self._tensor(slots), self._tensor(key_positions)
-        k_SKD = self._observer.pool.stored(layer)[0][slots_S]
+        keys_S = self._tensor(key_positions)
+        k_SKD = self._observer.pool.stored(layer)[0][self._tensor(slots)]
         if offsets.any():
             k_SKD = rotate(k_SKD, self._observer.rope.by_offsets(self._tensor(offsets)))
         for indices, q_RHD in self._queries(layer, asked):
@@ -196,12 +196,10 @@ class LiveObservation:
                 rows, q = indices[first : first + tile], q_RHD[first : first + tile]
                 seen = int(np.searchsorted(key_positions, asked[rows].max(), side="right"))
                 self.flops += 2 * q.numel() * seen
-                yield _Tile(
-                    self._tensor(rows), q, self._tensor(asked[rows]), keys_S[:seen], slots_S[:seen], k_SKD[:seen]
-                )
+                yield _Tile(self._tensor(rows), q, self._tensor(asked[rows]), keys_S[:seen], k_SKD[:seen])
 
     def _queries(self, layer: int, asked: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Indices into the rows asked for, with their queries: of a probe that ran them here, else stored."""
+        """Indices into the rows asked for, with their queries: of a probe that ran them here, else of their traces."""
         left = np.ones(len(asked), dtype=bool)
         for record in self._probe.records:
             rows = np.flatnonzero(np.isin(asked, record.positions))
@@ -209,21 +207,20 @@ class LiveObservation:
                 left[rows] = False
                 yield rows, record.queries_LRHD[layer, self._tensor(record.row_of(asked[rows]))]
         if left.any():
-            yield np.flatnonzero(left), self._stored_queries(layer, asked[left])
+            yield np.flatnonzero(left), self._turned_queries(self._traces(layer, asked[left]), asked[left])
 
-    def _stored_queries(self, layer: int, positions_R: np.ndarray) -> Tensor:
-        """Queries [R, H, D] of reused rows, turned to where the reader sees them."""
+    def _turned_queries(self, traces: Traces, positions_R: np.ndarray) -> Tensor:
+        """The queries [R, H, D] of these traces, turned to where the reader sees their rows."""
         offsets = self._tensor(self._residence.table.offsets_at(positions_R))
-        return rotate(self._traces(layer, positions_R).queries(), self._observer.rope.by_offsets(offsets))
+        return rotate(traces.queries(), self._observer.rope.by_offsets(offsets))
 
-    def _traces(self, layer: int, positions: Sequence[int] | np.ndarray) -> Traces:
+    def _traces(self, layer: int, positions_R: np.ndarray) -> Traces:
         """What these rows left in a layer. Rows that attended in it are deeper than it, so their private slots stand in
         the next layer's list."""
         traces = self._observer.pool.traces
         assert traces is not None, "nothing is traced: probe the rows instead, or give the engine trace_layers"
         assert layer in traces.layers, f"layer {layer} is not among the traced layers {traces.layers}"
-        asked = np.asarray(positions, dtype=np.int64)
-        slots = self._residence.table.slots_at(asked)[self._observer.levels.list_of_queries(layer)]
+        slots = self._residence.table.slots_at(positions_R)[self._observer.levels.list_of_queries(layer)]
         assert (slots >= 0).all(), "these rows are neither reused nor probed"
         return traces.read(layer, self._tensor(slots))
 
@@ -239,7 +236,6 @@ class _Tile:
     q_RHD: Tensor
     positions: Tensor
     keys: Tensor
-    slots_S: Tensor
     k_SKD: Tensor
 
     def probabilities(self) -> Tensor:
