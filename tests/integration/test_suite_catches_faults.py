@@ -4,6 +4,7 @@ Every check holds without the fault, first. The bounds are wide: a fault is off 
 """
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
@@ -57,7 +58,7 @@ def mean_kl(rows: list[Row]) -> float:
 
 
 @dataclass(frozen=True)
-class Changed:
+class Changed(ABC):
     """A task whose cases are changed: its own source, and how."""
 
     source: TaskSource
@@ -76,8 +77,9 @@ class Changed:
         case = self.source.case(cell, seed, replies)
         return None if case is None else self.changed(case)
 
+    @abstractmethod
     def changed(self, case: Case) -> Case:
-        raise NotImplementedError
+        """The case as it is asked."""
 
     def is_right(self, case: Case, reply: tuple[int, ...], /) -> bool | None:
         return None
