@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -53,15 +54,13 @@ class Serving:
             message = f"{asked} replies are asked for, and this server gives at most {most}"
             raise ApiError(400, message, param="n", code="invalid_value")
         started: list[ServedChat] = []
-        try:
+        with ExitStack() as undo:
             for request in requests:
                 # In a thread: tokenising a long prompt takes a while, and other streams go on meanwhile.
                 stream = await asyncio.to_thread(self.service.submit, request, tenant=tenant)
                 started.append(ServedChat(stream, Counting(self.metrics, self.statistics, tenant)))
-        except Exception:
-            for chat in started:
-                chat.leave()
-            raise
+                undo.callback(started[-1].leave)
+            undo.pop_all()
         return ServedChats(started, self.settings, choices_each)
 
     def refusal(self, error: Exception) -> ApiError:
