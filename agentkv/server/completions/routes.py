@@ -1,17 +1,14 @@
 """`/v1/completions`: the reply, or a stream of server-sent events."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from agentkv.server.completions.body import CompletionBody
 from agentkv.server.completions.reply import CompletionReply
-from agentkv.server.errors import ApiError
-from agentkv.server.event_stream import DONE, EventStream, event
-from agentkv.server.served_chat import ServedChats
+from agentkv.server.event_stream import EventStream
+from agentkv.server.openai_events import chunk_events, complete
 from agentkv.server.serving import Serving
 
 
@@ -35,23 +32,7 @@ def completion_routes(serving: Serving) -> APIRouter:
             with_output=not body.is_score_only,
         )
         if body.stream:
-            return EventStream(chats, _events(chats, reply))
-        async with chats.while_connected(request.receive):
-            async for index, delta in chats.deltas():
-                reply.add(index, delta)
-        return JSONResponse(reply.completion(chats.usage))
+            return EventStream(chats, chunk_events(chats, reply))
+        return await complete(chats, reply, request.receive)
 
     return router
-
-
-async def _events(chats: ServedChats, reply: CompletionReply) -> AsyncGenerator[bytes]:
-    """Text, finish reason, always the usage, `[DONE]`."""
-    try:
-        async with aclosing(chats.deltas()) as deltas:
-            async for index, delta in deltas:
-                for chunk in reply.chunks(index, delta):
-                    yield event(chunk)
-        yield event(reply.usage(chats.usage))
-    except ApiError as error:
-        yield event(error.envelope())
-    yield DONE
