@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from agentkv.api import SegmentInfo
 from agentkv.engine_thread import EngineThread
 from agentkv.errors import InvalidRequest
 from agentkv.keeper import Keeper
+from agentkv.segment_api import SegmentInfo
 from agentkv.segment_records import SegmentRecord
 
 T = TypeVar("T")

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agentkv.api import ChatMessage, SegmentInfo
+from agentkv.api import ChatMessage
 from agentkv.errors import InvalidRequest
+from agentkv.segment_api import SegmentInfo
 
 Ask = Callable[..., dict[str, Any]]
 """Sends a request (method, path, `json`, `params`), raises what the server refuses, and gives the JSON it answers."""

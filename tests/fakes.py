@@ -13,8 +13,9 @@ import numpy as np
 import uvicorn
 from starlette.types import ASGIApp
 
-from agentkv.api import ChatDelta, ChatMessage, ChatRequest, Embedding, ReuseUsage, SegmentInfo, Usage
+from agentkv.api import ChatDelta, ChatMessage, ChatRequest, Embedding, ReuseUsage, Usage
 from agentkv.errors import InvalidRequest, ServiceClosed
+from agentkv.segment_api import SegmentInfo
 from agentkv.server.app import create_app
 from agentkv.server.connection import connection_class
 from agentkv.server.settings import ServerSettings

@@ -1,7 +1,7 @@
 """A `SegmentManager` over a dictionary."""
 
-from agentkv.api import SegmentInfo
 from agentkv.errors import InvalidRequest
+from agentkv.segment_api import SegmentInfo
 
 
 class FakeSegments:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from agentkv.api import ChatMessage, ChatRequest, ChatService, Embedding, SegmentManager
+from agentkv.api import ChatMessage, ChatRequest, ChatService, Embedding
+from agentkv.segment_api import SegmentManager
 
 
 class KvMemory(Protocol):

@@ -10,9 +10,10 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 
-from agentkv.api import ChatRequest, ChatService, SegmentManager
+from agentkv.api import ChatRequest, ChatService
 from agentkv.client import Client
 from agentkv.errors import InvalidRequest
+from agentkv.segment_api import SegmentManager
 from langchain_agentkv.calls import REQUEST_FIELDS, SAMPLING_FIELDS, chat_request
 from langchain_agentkv.errors import model_errors
 from langchain_agentkv.messages import to_chat_messages

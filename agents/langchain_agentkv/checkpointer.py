@@ -20,7 +20,7 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
 )
 
-from agentkv.api import SegmentManager
+from agentkv.segment_api import SegmentManager
 
 
 class ThreadCleanup(BaseCheckpointSaver[Any]):

@@ -16,8 +16,9 @@ from langchain_core.messages import ToolMessage
 from langchain_core.runnables import ensure_config
 from langgraph.types import Command
 
-from agentkv.api import Reuse, SegmentManager
+from agentkv.api import Reuse
 from agentkv.errors import InvalidRequest
+from agentkv.segment_api import SegmentManager
 from langchain_agentkv.chat_model import ChatAgentKV
 from langchain_agentkv.provenance import Provenance
 
