@@ -3,20 +3,20 @@
 import logging
 import time
 from hashlib import blake2b
-from itertools import count
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from agentkv.api import ChatDelta, ChatRequest, Reuse
+from agentkv.api import ChatDelta, ChatRequest
 from agentkv.chat_prompts import ChatPrompts
 from agentkv.config import ServiceConfig
 from agentkv.coverage import Coverage
 from agentkv.embedded import model_name
 from agentkv.embedder import Embedder
+from agentkv.engine_requests import EngineRequests
 from agentkv.engine_thread import EngineThread
-from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest, ModelError, ServiceClosed
+from agentkv.errors import ConfigError, InvalidRequest, ModelError, ServiceClosed
 from agentkv.grammar import GrammarCompiler
 from agentkv.hub import find_model
 from agentkv.keeper import Keeper
@@ -24,29 +24,17 @@ from agentkv.kept_segments import KeptSegments
 from agentkv.owner import owner_of
 from agentkv.running_chat import RunningChat, StopStrings
 from agentkv.screening.calibration import Calibration
-from agentkv.screening.selectors.budget import BudgetedSelector
-from agentkv.screening.selectors.reading_change import ReadingChange
-from agentkv.screening.selectors.registry import parse_selector
-from agentkv.screening.selectors.until import Until
 from agentkv.screening.worth import WorthCheck
 from agentkv.segment import Recognizer
 from agentkv.segment_records import Origin
 from agentkv.stream import DeltaStream
 from agentkv.texts import Texts
-from agentkv.tokenization import ChatTokenizer, Prompt
+from agentkv.tokenization import ChatTokenizer
 from agentkv.writers import Writers
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine, MemoryStats
 from agentkv_engine.errors import CheckpointError, DeviceUnavailable, EngineError, RequestRefused
-from agentkv_engine.request import (
-    MOST_LOGPROBS,
-    FinishReason,
-    Request,
-    ReuseMode,
-    SamplingParams,
-    StepOutput,
-    check_sampling,
-)
+from agentkv_engine.request import FinishReason, ReuseMode, StepOutput
 from agentkv_engine.reuse import ReuseView
 
 _logger = logging.getLogger(__name__)
@@ -86,10 +74,7 @@ class Service:
     ) -> None:
         self.model_id = model_id
         self.context_length = engine.max_tokens
-        self._vocab_size = engine.model_config.vocab_size
-        self._max_prompt = min(engine.max_tokens - 1, config.max_prompt_tokens or engine.max_tokens)
         self._num_layers = engine.model_config.num_layers
-        self._traced_layers = engine.traced_layers
         self._config = config
         self._tokenizer = tokenizer
         self._prompts = ChatPrompts(tokenizer)
@@ -98,14 +83,14 @@ class Service:
         self._keeper = keeper
         self._worth = WorthCheck()
         self._calibration = calibration
-        self._default_selector = self._until(parse_selector(config.selector))
-        self._ids = count()
+        self._requests = EngineRequests(engine, tokenizer, config, self._grammars, calibration)
         self._running: dict[str, RunningChat] = {}
         self._writers = Writers()
         self._engine = engine
         self._thread = EngineThread(engine, self._on_output, self._on_failure)
         self.texts = Texts(tokenizer, self._prompts)
-        self.embedder = Embedder(engine, self._thread, tokenizer, self._max_prompt)
+        most_prompt_tokens = min(engine.max_tokens - 1, config.max_prompt_tokens or engine.max_tokens)
+        self.embedder = Embedder(engine, self._thread, tokenizer, most_prompt_tokens)
         self.segments = KeptSegments(keeper, self._thread)
 
     @classmethod
@@ -167,8 +152,8 @@ class Service:
         submitted = time.perf_counter()
         owner = owner_of(tenant, request.cache_salt)
         prompt = self._prompts.write(request, owner)
-        selector = self._selector(request)
-        engine_request = self._engine_request(request, prompt, owner, selector)
+        selector = self._requests.selector(request)
+        engine_request = self._requests.make(request, prompt, owner, selector)
         stream = DeltaStream(on_cancel=lambda: self._cancel(engine_request.request_id))
         chat = RunningChat(
             chat=request,
@@ -218,105 +203,6 @@ class Service:
         """Stop; running chats end with `ServiceClosed`."""
         self._thread.close()
         self._fail_all(ServiceClosed("the service was closed while this chat ran: start it again and ask again"))
-
-    def _engine_request(
-        self, chat: ChatRequest, prompt: Prompt, tenant: str, selector: BudgetedSelector | None
-    ) -> Request:
-        """The chat as the engine is asked, before anything is looked up.
-
-        Raises:
-            InvalidRequest: a field that can't be used.
-        """
-        self._check(chat, prompt)
-        forced = None
-        if chat.forced_reply is not None:
-            end = self._tokenizer.end_of_turn_id
-            forced = self._tokenizer.encode(chat.forced_reply) + (() if end is None else (end,))
-        room = min(self.context_length - len(prompt.token_ids), self._config.max_reply_tokens or self.context_length)
-        sampling = self._sampling(chat, room)
-        if forced is not None and len(forced) > room:
-            raise ContextTooLong(f"the forced reply has {len(forced)} tokens, and the prompt leaves room for {room}")
-        return Request(
-            request_id=f"chat-{next(self._ids)}",
-            token_ids=prompt.token_ids,
-            sampling=sampling,
-            mode=ReuseMode((chat.reuse or self._config.reuse).value),
-            tenant=tenant,
-            selector=selector,
-            forced_output=forced,
-            return_logits=chat.return_logits,
-            num_logprobs=chat.sampling.logprobs,
-            prompt_logprobs=chat.prompt_logprobs,
-            constraint=None if forced is not None else self._grammars.constraint(chat, prompt),
-        )
-
-    def _sampling(self, chat: ChatRequest, room: int) -> SamplingParams:
-        wanted = chat.sampling
-        sampling = SamplingParams(
-            temperature=chat.temperature,
-            top_k=wanted.top_k,
-            top_p=wanted.top_p,
-            min_p=wanted.min_p,
-            repetition_penalty=wanted.repetition_penalty,
-            presence_penalty=wanted.presence_penalty,
-            frequency_penalty=wanted.frequency_penalty,
-            logit_bias=wanted.logit_bias,
-            max_tokens=min(chat.max_tokens or room, room),
-            min_tokens=wanted.min_tokens,
-            stop_token_ids=frozenset() if wanted.ignore_eos else self._tokenizer.stop_token_ids,
-            seed=chat.seed,
-        )
-        try:
-            check_sampling(sampling, self._vocab_size)
-        except RequestRefused as error:
-            raise InvalidRequest(str(error), param=error.param) from None
-        if not 0 <= (wanted.logprobs or 0) <= MOST_LOGPROBS:
-            raise InvalidRequest(f"logprobs is {wanted.logprobs}: give 0..{MOST_LOGPROBS}", param="logprobs")
-        return sampling
-
-    def _selector(self, chat: ChatRequest) -> BudgetedSelector | None:
-        """The rule of a screened chat.
-
-        Raises:
-            InvalidRequest: it does not exist, whatever the mode, or its error can't be estimated as is asked for.
-        """
-        try:
-            selector = self._until(parse_selector(chat.selector)) if chat.selector else self._default_selector
-        except ConfigError as error:
-            raise InvalidRequest(str(error), param="selector") from error
-        return selector if (chat.reuse or self._config.reuse) is Reuse.SCREENED else None
-
-    def _until(self, selector: BudgetedSelector) -> BudgetedSelector:
-        """The rule, or one that deepens it to the service's target."""
-        if isinstance(selector, ReadingChange) and not self._traced_layers:
-            raise ConfigError("reading_change asks traces, and no layer is traced: set trace_layers to 1 or more")
-        if self._config.target_kl is None:
-            return selector
-        if self._calibration is None:
-            raise ConfigError("a target KL needs a calibration of this model: make one with agentkv calibrate")
-        return Until(inner=selector, target=self._config.target_kl, calibration=self._calibration)
-
-    def _check(self, chat: ChatRequest, prompt: Prompt) -> None:
-        num_tokens, limit = len(prompt.token_ids), self.context_length - 1
-        if num_tokens > limit:
-            raise ContextTooLong(
-                f"the prompt has {num_tokens} tokens, and at most {limit} leave room for a reply: shorten the "
-                "messages, or raise --kv-memory or --context-length where the model allows"
-            )
-        if num_tokens == 0:
-            raise InvalidRequest("the chat template made no prompt of these messages: give a message", param="messages")
-        allowed = self._config.max_prompt_tokens
-        if allowed is not None and num_tokens > allowed:
-            raise ContextTooLong(
-                f"the prompt has {num_tokens} tokens, and this server takes {allowed}: shorten the messages"
-            )
-        if chat.max_tokens is not None and chat.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens is {chat.max_tokens}: ask for at least 1", param="max_tokens")
-        most = self._config.max_reply_tokens
-        if most is not None and chat.max_tokens is not None and chat.max_tokens > most:
-            raise InvalidRequest(
-                f"max_tokens is {chat.max_tokens}, and this server gives at most {most}", param="max_tokens"
-            )
 
     def _admit(self, chat: RunningChat) -> None:
         """Recognise and plan, and ask the engine; or wait for a chat that is computing the same new words."""
