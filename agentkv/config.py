@@ -58,6 +58,7 @@ class ServiceConfig(Settings):
         max_prompt_tokens: longer prompts are refused; None leaves it to the context length.
         max_reply_tokens: chats may ask for at most so many tokens; None leaves it to the context length.
         max_rows_per_step: rows (prefill, decode, probe, repair) of one engine step.
+        budget: `fixed` fills each step up to that; `throttling` follows what waits and decodes, and free KV memory.
         max_sequences: chats that run at once; more wait.
         max_kept_per_tenant: most bytes of kept segments of one tenant, whose oldest go first; None sets no limit.
         device: `cpu` or `cuda`.
@@ -79,6 +80,7 @@ class ServiceConfig(Settings):
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     max_reply_tokens: int | None = Field(default=None, ge=1)
     max_rows_per_step: int = Field(default=1024, ge=1)
+    budget: Literal["fixed", "throttling"] = "fixed"
     max_sequences: int = Field(default=64, ge=1)
     max_kept_per_tenant: ByteSize | None = Field(default=None, gt=0)
     device: str = "cpu"

@@ -69,6 +69,10 @@ class ServeOptions:
     max_rows_per_step: Annotated[
         int | None, typer.Option(metavar="ROWS", help="Rows of one engine step.", show_default="1024")
     ] = None
+    budget: Annotated[
+        Literal["fixed", "throttling"] | None,
+        typer.Option(help="Fill each step, or follow the load.", show_default="fixed"),
+    ] = None
 
     host: Annotated[str | None, _option("Address to listen on.", "127.0.0.1", _SERVER)] = None
     port: Annotated[int | None, _option("Port to listen on.", "8000", _SERVER)] = None

@@ -332,6 +332,7 @@ def _engine_config(config: ServiceConfig) -> EngineConfig:
     return EngineConfig(
         kv_memory=config.kv_memory,
         max_rows_per_step=config.max_rows_per_step,
+        budget=config.budget,
         max_sequences=config.max_sequences,
         context_length=config.context_length,
         device=config.device,

@@ -17,6 +17,10 @@ Quantization = Literal["int8"]
 """In what weights may lie beside floating point."""
 
 
+Budget = Literal["fixed", "throttling"]
+"""How the rows of a step are limited."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Settings of one engine.
@@ -24,6 +28,8 @@ class EngineConfig:
     Attributes:
         kv_memory: bytes of KV that the pool may hold.
         max_rows_per_step: token budget of a step: prefill chunks, decodes, probes and repairs together.
+        budget: `fixed` fills every step up to that; `throttling` gives prefill and decode budgets of their own, which
+            follow the load (see `scheduler.token_throttling`), prefill at most `max_rows_per_step`.
         max_sequences: most sequences that run at once.
         context_length: most tokens of a sequence; None takes the model's.
         levels: depths a repair may have, ascending; the last must be the number of layers; None is full depth only.
@@ -42,6 +48,7 @@ class EngineConfig:
 
     kv_memory: int = 1 * GIB
     max_rows_per_step: int = 1024
+    budget: Budget = "fixed"
     max_sequences: int = 64
     context_length: int | None = None
     levels: tuple[int, ...] | None = None

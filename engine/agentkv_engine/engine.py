@@ -1,38 +1,41 @@
 """The engine: schedule, run, update. Single-threaded; callers of several threads serialise their calls."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentkv_engine.attention.backend import choose_backend
 from agentkv_engine.cache.block_pool import BlockPool, EvictionPolicy, LeastRecentlyUsed
-from agentkv_engine.cache.kv_pool import KVPool, bytes_per_block
+from agentkv_engine.cache.kv_pool import bytes_per_block
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.prefix_index import PrefixIndex
 from agentkv_engine.cache.residents import Residents, ResidentTensors
 from agentkv_engine.cache.row_traces import TracedShape
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
-from agentkv_engine.errors import PromptTooLong, RequestRefused, UnknownHandle
+from agentkv_engine.errors import PromptTooLong, RequestRefused, RunnerLost, UnknownHandle
 from agentkv_engine.model.checkpoint import empty_decoder, load_decoder
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.model_config import ModelConfig
-from agentkv_engine.model.operations import choose_operations
 from agentkv_engine.model.pooled import PooledStates
 from agentkv_engine.placement import check_device, dtype_of
 from agentkv_engine.request import FinishReason, Output, Request, ReuseMode, StepOutput
 from agentkv_engine.reuse import Resident
-from agentkv_engine.runner.forward import choose_forward
-from agentkv_engine.runner.inputs import InputBuilder
 from agentkv_engine.runner.model_runner import ModelRunner
-from agentkv_engine.runner.observer import Observer
+from agentkv_engine.runner.runner import Pending, PoolPlan, RemoteModel, Runner
 from agentkv_engine.sampling.params import MOST_LOGPROBS, check_sampling
 from agentkv_engine.sampling.state import SamplingState
 from agentkv_engine.scheduler.admission import Admission
 from agentkv_engine.scheduler.budget import BudgetPolicy, FixedBudget
+from agentkv_engine.scheduler.output import SchedulerOutput
 from agentkv_engine.scheduler.scheduler import Scheduler
 from agentkv_engine.scheduler.sequence import Sequence
+from agentkv_engine.scheduler.token_throttling import MIN_PREFILL, TokenThrottling
 
 __all__ = ["Engine", "EvictionPolicy", "LeastRecentlyUsed", "MemoryStats", "ResidentTensors"]
+
+
+READY_SECONDS = 0.05
+"""How long a step waits for a runner that is not ready: calls between two steps are taken meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +66,17 @@ class Engine:
     """Serves requests over one model and one pool of KV.
 
     Args:
-        decoder: the model, on `config.device`.
+        decoder: the model, on `config.device`, or in other processes.
         config: see `EngineConfig`.
         revision: names the weights; stands at the root of every prefix key.
         eviction: the order in which kept KV goes when blocks are wanted.
         on_evict: called with the handle of a resident that was evicted (not with those that are released).
-        budget: rows of a step; None takes `FixedBudget(config.max_rows_per_step)`.
+        budget: rows of a step; None takes what the settings say.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Decoder | RemoteModel,
         config: EngineConfig,
         *,
         revision: str = "",
@@ -92,37 +95,23 @@ class Engine:
         self.config = config
         self.model_config = shape
         self.context_length = min(config.context_length or shape.context_length, shape.context_length)
+        self._block_bytes = block_bytes
+        self._traced_layers = traced.layers if traced is not None else ()
         self._pool = BlockPool(num_blocks, eviction or LeastRecentlyUsed())
-        self._tensors = KVPool(
-            num_layers=shape.num_layers,
-            num_blocks=num_blocks,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            dtype=dtype,
-            device=config.device,
-            traced=traced,
-        )
+        plan = PoolPlan(levels=levels, traced=traced, num_blocks=num_blocks)
+        self._runner = runner = _start(decoder, config, plan)
+        self._under_way: deque[tuple[SchedulerOutput, Pending]] = deque()
         self._prefixes = PrefixIndex(self._pool, f"{revision}/{dtype}")
-        self._residents = Residents(self._pool, self._tensors, levels, on_evict)
-        backend = choose_backend(shape, decoder.rope, dtype, config.device)
-        observer = Observer(pool=self._tensors, decoder=decoder, levels=levels, backend=backend)
-        admission = Admission(self._pool, self._prefixes, self._residents, levels, observer)
+        self._residents = Residents(self._pool, runner.tensors, levels, on_evict)
+        admission = Admission(self._pool, self._prefixes, self._residents, levels, runner.observer)
         self._scheduler = Scheduler(
             self._pool,
             admission,
             levels,
-            budget or FixedBudget(config.max_rows_per_step),
+            budget or _budget(config, runner.max_under_way),
             max_sequences=config.max_sequences,
             limit=self.max_tokens,
         )
-        forward = choose_forward(
-            decoder,
-            pool=self._tensors,
-            backend=backend,
-            operations=choose_operations(shape, config.device),
-            graph_memory=config.graph_memory,
-        )
-        self._runner = ModelRunner(forward, InputBuilder(levels))
         self._arrivals = 0
 
     @classmethod
@@ -169,7 +158,7 @@ class Engine:
     @property
     def traced_layers(self) -> tuple[int, ...]:
         """Layers in which rows leave traces (see `EngineConfig.trace_layers`)."""
-        return self._tensors.traces.layers if self._tensors.traces is not None else ()
+        return self._traced_layers
 
     @property
     def has_work(self) -> bool:
@@ -217,11 +206,16 @@ class Engine:
         self._scheduler.finish(self._find(request_id), FinishReason.STOP)
 
     def step(self) -> list[StepOutput]:
-        """Run one step; returns what it brought, request by request."""
-        schedule = self._scheduler.schedule()
-        if not schedule.scheduled:
-            return self._scheduler.update(schedule, ())
-        return self._scheduler.update(schedule, self._runner.run(schedule, self._pool.assert_writable))
+        """Run one step; returns what it brought, request by request. Others are started where the runner takes them."""
+        try:
+            if self._runner.wait_until_ready(READY_SECONDS):
+                self._submit()
+            if not self._under_way:
+                return self._scheduler.take_failed()
+            schedule, pending = self._under_way.popleft()
+            return self._scheduler.update(schedule, pending.result())
+        except RunnerLost as error:
+            return self._begin_anew(error)
 
     def release_finished(self) -> None:
         """Give back what requests that ended in the last step hold, where no step follows; `step` does it too."""
@@ -270,12 +264,31 @@ class Engine:
             free=self._pool.num_free,
             kept=self._pool.num_kept,
             pinned=self._pool.num_blocks - self._pool.num_unpinned,
-            block_bytes=self._tensors.block_bytes,
+            block_bytes=self._block_bytes,
         )
+
+    def close(self) -> None:
+        """End what runs in other processes; nothing can be asked any more. Safe to call twice."""
+        self._runner.close()
 
     def check(self) -> None:
         """Integrity of all holds; raises AssertionError. Cheap enough for tests after every step."""
         self._pool.check()
+
+    def _submit(self) -> None:
+        while len(self._under_way) < self._runner.max_under_way:
+            schedule = self._scheduler.schedule()
+            if not schedule.scheduled:
+                return
+            self._under_way.append((schedule, self._runner.submit(schedule, self._pool.assert_writable)))
+
+    def _begin_anew(self, error: RunnerLost) -> list[StepOutput]:
+        """All KV is gone: what had begun ends with the error, what waits goes on when the runner is back."""
+        self._under_way.clear()
+        self._scheduler.fail_begun(error)
+        self._prefixes.drop_all()
+        self._residents.drop_all()
+        return self._scheduler.take_failed()
 
     def _find(self, request_id: str) -> Sequence:
         seq = self._scheduler.find(request_id)
@@ -341,6 +354,17 @@ class Engine:
                     )
         if request.spans and request.selector is None:
             raise RequestRefused("spans need a selector that says what to repair: give `selector`")
+
+
+def _start(model: Decoder | RemoteModel, config: EngineConfig, plan: PoolPlan) -> Runner:
+    return ModelRunner.start(model, config, plan) if isinstance(model, Decoder) else model.start(config, plan)
+
+
+def _budget(config: EngineConfig, num_stages: int) -> BudgetPolicy:
+    if config.budget == "fixed":
+        return FixedBudget(config.max_rows_per_step)
+    most = config.max_rows_per_step
+    return TokenThrottling(num_stages=num_stages, max_prefill=most, min_prefill=min(MIN_PREFILL, most))
 
 
 def _traced_shape(config: EngineConfig, shape: ModelConfig) -> TracedShape | None:

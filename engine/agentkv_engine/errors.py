@@ -8,6 +8,7 @@ EngineError
 ├── RequestRefused           a request that can never run
 │   └── PromptTooLong        more tokens than the context length or the KV memory can hold
 ├── ConstraintFailed         a request's constraint raised, or allows no token
+├── RunnerLost               processes that compute are gone, with all KV: they are started again
 ├── SelectorFailed           a selector raised, or its probe or plan breaks the contract
 └── UnknownHandle            a resident or request that is not (or no longer) there
 """
@@ -61,6 +62,10 @@ class PromptTooLong(RequestRefused):
 
 class ConstraintFailed(EngineError):
     """A request's constraint raised, or allows no token."""
+
+
+class RunnerLost(EngineError):
+    """Processes that compute are gone, with all KV and what was under way: they are started again."""
 
 
 class SelectorFailed(EngineError):

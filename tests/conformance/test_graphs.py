@@ -47,7 +47,7 @@ def called_again(run_step):
 def engine_with(decoder, *, replayed: bool, **options) -> tuple[Engine, GraphForward | None]:
     config = EngineConfig(device=DEVICE, dtype=torch.float32, trace_layers=(1,), graph_memory=0, **options)
     engine = Engine(decoder, config)
-    shape, parts = decoder.config, {"pool": engine._tensors, "operations": TorchOperations()}
+    shape, parts = decoder.config, {"pool": engine._runner.tensors, "operations": TorchOperations()}
     eager = EagerForward(decoder, backend=SdpaBackend(decoder.rope, DEVICE), **parts)
     engine._runner._forward = eager
     if not replayed:

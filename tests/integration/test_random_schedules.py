@@ -117,7 +117,7 @@ class Schedules(RuleBasedStateMachine):
                 at = int((positions == position).nonzero()[0][0]) if position in positions else None
                 if at is None:
                     break
-                k, v = engine._tensors.read(layer, torch.tensor([slots[at]]))
+                k, v = engine._runner.tensors.read(layer, torch.tensor([slots[at]]))
                 home = torch.tensor([position - int(offsets[at])])
                 kv.keys.append(rotate(k, inverse(self.decoder.rope.by_offsets(home))))
                 kv.values.append(v)

@@ -111,6 +111,11 @@ class PrefixIndex:
                 else:
                     self._add(self._screened, (digest, rule), keys_of(start, end), made)
 
+    def drop_all(self) -> None:
+        """The KV is gone: nothing is known any more."""
+        for entry in [*self._exact.values(), *self._screened.values()]:
+            self._pool.drop(entry.keeper_id)
+
     def _add(self, entries: dict[Key, PrefixEntry], key: Key, keys: Keys, entry: Callable[..., PrefixEntry]) -> None:
         blocks = set((keys.slots_KN // BLOCK_SIZE).ravel().tolist())  # few: a set is faster than numpy
         keeper_id = self._pool.keep(blocks, lambda: entries.__delitem__(key))

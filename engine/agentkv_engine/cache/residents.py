@@ -96,6 +96,11 @@ class Residents:
         del self._kept[handle]
         self._pool.drop(handle)
 
+    def drop_all(self) -> None:
+        """The KV is gone: every resident is evicted."""
+        for handle in list(self._kept):
+            self._pool.drop(handle)
+
     def num_bytes(self, handle: int) -> int:
         """Bytes of the blocks behind a resident, shared ones included."""
         self._find(handle)

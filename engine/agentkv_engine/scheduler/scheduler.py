@@ -10,12 +10,12 @@ from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.config import BLOCK_SIZE
-from agentkv_engine.errors import ConstraintFailed, RequestRefused, SelectorFailed
+from agentkv_engine.errors import ConstraintFailed, EngineError, RequestRefused, SelectorFailed
 from agentkv_engine.request import FinishReason, ReuseMode, StepOutput, TokenSources
 from agentkv_engine.sampling.result import Sampled
 from agentkv_engine.sampling.sampler import MOST_SCORED_ROWS
 from agentkv_engine.scheduler.admission import Admission
-from agentkv_engine.scheduler.budget import BudgetPolicy, Load
+from agentkv_engine.scheduler.budget import BudgetPolicy, Load, Spending, StepBudget
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput, SeqResult
 from agentkv_engine.scheduler.sequence import Phase, Rows, Sequence
 
@@ -25,6 +25,10 @@ class Scheduler:
 
     A running sequence that finds no block takes those of the youngest one that has nothing in this step yet (preemption
     by recomputation), and nobody is admitted while one is waiting for blocks: the oldest always gets on.
+
+    Several steps may be under way; they run, and their results come, in order. Chunks of a prompt may follow each
+    other; a sequence that is continued has one row under way, since nobody knows the next. What is under way is not
+    preempted. When a sequence is given up its slots go to others at once: their rows are written later.
     """
 
     def __init__(
@@ -97,35 +101,61 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Choose the rows of the next step and give each a slot."""
         self.release_finished()
-        left = self._budget.rows(self._load())
-        chosen: dict[Sequence, ScheduledSeq] = {}
-        stalled = False
-        for seq in sorted(self._running, key=lambda s: (len(s.queue) > 1, s.arrival)):
-            if left > 0 and seq.phase is not Phase.WAITING:
-                left -= self._schedule_rows(seq, left, chosen)
-                stalled |= seq not in chosen
-        while left > 0 and not stalled and self._waiting and len(self._running) < self._max_sequences:
-            seq = self._next_waiting()
-            if seq is None or not self._admit(seq):
-                break
-            left -= self._schedule_rows(seq, left, chosen)
-            stalled = seq not in chosen
+        chosen = self._choose(self._budget.budget(self._load))
+        if not chosen and self._running and not any(seq.num_under_way for seq in self._running):
+            # Decodes lack blocks that prompts hold, and the budget keeps prompts waiting for decodes.
+            chosen = self._choose(self._budget.budget(lambda: replace(self._load(), num_decoding=0)))
         return SchedulerOutput(scheduled=tuple(chosen.values()))
 
     def update(self, schedule: SchedulerOutput, results: Ordered[SeqResult]) -> list[StepOutput]:
         """Take in what a step computed, a result for each scheduled sequence."""
-        outputs, self._failed = self._failed, []
+        outputs = self.take_failed()
         for item, result in zip(schedule.scheduled, results, strict=True):
             output = self._advance(item, result)
             if output is not None:
                 outputs.append(output)
         return outputs
 
+    def _choose(self, budget: StepBudget) -> dict[Sequence, ScheduledSeq]:
+        left = Spending(budget)
+        chosen: dict[Sequence, ScheduledSeq] = {}
+        stalled = False
+        for seq in sorted(self._running, key=lambda s: (len(s.queue) > 1, s.arrival)):
+            if seq.phase is not Phase.WAITING and (num_rows := left.most(seq.queue, decodes=seq.decodes)):
+                self._schedule_rows(seq, num_rows, left, chosen)
+                stalled |= seq not in chosen
+        while not (left.is_spent or stalled) and self._waiting and len(self._running) < self._max_sequences:
+            seq = self._next_waiting()
+            if seq is None or not self._admit(seq):
+                break
+            if num_rows := left.most(seq.queue, decodes=False):
+                self._schedule_rows(seq, num_rows, left, chosen)
+            stalled = seq not in chosen
+        return chosen
+
+    def take_failed(self) -> list[StepOutput]:
+        """What ended without a step."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def fail_begun(self, error: EngineError) -> None:
+        """All KV is gone: sequences that had begun end with an error; those that never ran go on waiting."""
+        self.release_finished()
+        begun = [*self._running, *(seq for seq in self._waiting if seq.admitted_at is not None)]
+        for seq in begun:
+            self.abort(seq)
+            self._failed.append(StepOutput(request_id=seq.request_id, error=error))
+
     def _load(self) -> Load:
+        num_layers = self._levels.num_layers
+        waiting = sum(len(seq.token_ids) - sum(span.num_tokens for span in seq.spans) for seq in self._waiting)
+        prefill = sum(int(seq.queue.depths.sum()) for seq in self._running if not seq.decodes)
         return Load(
-            num_running=len(self._running),
-            waiting_rows=sum(len(seq.queue) for seq in self._running),
-            free_share=self._pool.num_unpinned / self._pool.num_blocks,
+            num_layers=num_layers,
+            num_decoding=sum(seq.decodes for seq in self._running),
+            prefill_row_layers=waiting * num_layers + prefill,
+            num_blocks=self._pool.num_blocks,
+            num_free=self._pool.num_unpinned,
         )
 
     def _next_waiting(self) -> Sequence | None:
@@ -150,23 +180,27 @@ class Scheduler:
         seq.admitted_at = seq.admitted_at or time.perf_counter()
         return True
 
-    def _schedule_rows(self, seq: Sequence, left: int, chosen: dict[Sequence, ScheduledSeq]) -> int:
-        """Schedule up to `left` rows of a sequence, making room if need be; returns how many."""
-        rows = seq.queue[: self._most_rows(seq, left, chosen)]
+    def _schedule_rows(
+        self, seq: Sequence, num_rows: int, left: Spending, chosen: dict[Sequence, ScheduledSeq]
+    ) -> None:
+        """Schedule the next rows of a sequence, making room if need be; none where there is no room now."""
+        rows = seq.queue[: self._most_rows(seq, num_rows, chosen)]
         while not self._assign_slots(seq, rows):
-            younger = [s for s in self._running if s.arrival > seq.arrival and s not in chosen]
+            younger = [s for s in self._running if s.arrival > seq.arrival and s not in chosen and not s.num_under_way]
             if younger:
                 self._preempt(max(younger, key=lambda s: s.arrival))
-            elif len(self._running) > 1:
-                return 0  # those in this step will end and give back what they hold
+            elif len(self._running) > 1 or seq.num_under_way:
+                return  # those under way will end and give back what they hold
             elif len(rows) > BLOCK_SIZE:
                 rows = rows[: len(rows) // 2]
             else:
                 self._preempt(seq)
                 self._retry_alone(seq)
-                return 0
+                return
+        left.spend(rows, decodes=seq.decodes)
+        seq.queue = seq.queue[len(rows) :]
+        seq.num_under_way += 1
         chosen[seq] = self._scheduled(seq, rows)
-        return len(rows)
 
     def _most_rows(self, seq: Sequence, left: int, chosen: dict[Sequence, ScheduledSeq]) -> int:
         """Few rows where a prompt is scored: the logits of all of them are wanted."""
@@ -223,10 +257,26 @@ class Scheduler:
         return True
 
     def _scheduled(self, seq: Sequence, rows: Rows) -> ScheduledSeq:
+        num_logits, samples, num_scored = self._wanted(seq, rows)
+        left = seq.queue
+        return ScheduledSeq(
+            sequence=seq,
+            rows=rows,
+            num_logits=num_logits,
+            samples=samples,
+            num_scored=num_scored,
+            residence=seq.held,
+            num_computed=int(left.positions[0]) if len(left) else seq.num_to_forward,
+            is_last=len(left) == 0,
+        )
+
+    @staticmethod
+    def _wanted(seq: Sequence, rows: Rows) -> tuple[int, bool, int]:
         """Logits are wanted of the last known row, of forced rows whose distributions were asked for and not given yet,
-        and of the prompt's rows behind which stands a token to be scored."""
+        and of the prompt's rows behind which stands a token to be scored. How many, whether one samples, how many are
+        scored."""
         if seq.phase is Phase.PROBING or seq.states is not None:
-            return ScheduledSeq(sequence=seq, rows=rows, num_logits=0)
+            return 0, False, 0
         forced, end = seq.request.forced_output is not None, seq.num_to_forward
         first_wanted = end - 1
         if forced:
@@ -238,15 +288,17 @@ class Scheduler:
         num_scored = num_logits - samples if seq.scores_prompt else 0
         if forced and seq.request.num_logprobs is not None:
             num_scored = num_logits
-        return ScheduledSeq(sequence=seq, rows=rows, num_logits=num_logits, samples=samples, num_scored=num_scored)
+        return num_logits, samples, num_scored
 
     def _advance(self, item: ScheduledSeq, result: SeqResult) -> StepOutput | None:
         seq = item.sequence
+        seq.num_under_way -= 1
+        if seq.residence is not item.residence or seq.phase is Phase.FINISHED:
+            return None  # it ended meanwhile
         self._charge(seq, item.rows)
-        seq.queue = seq.queue[len(item.rows) :]
         if seq.phase is Phase.PROBING:
-            return self._finish_probe(seq) if len(seq.queue) == 0 else None
-        seq.num_computed = int(seq.queue.positions[0]) if len(seq.queue) else seq.num_to_forward
+            return self._finish_probe(seq) if item.is_last else None
+        seq.num_computed = item.num_computed
         if seq.scores_prompt:
             seq.prompt_logprobs += result.scored
         if seq.num_computed < seq.num_prompt:

@@ -176,7 +176,8 @@ class Sequence:
         sampling: what sampling remembers of it.
         prompt_key: equal for requests that may share the KV of their whole prompt; None shares with nobody.
         token_ids: prompt and everything emitted since (all forced tokens, once the prompt is done).
-        queue: rows still to compute, in order.
+        queue: rows still to be scheduled, in order.
+        num_under_way: steps that hold rows of it and whose results are not in yet.
         plan: frozen once made, for the rows of `planned_spans`; survives preemption while no others are read.
         spans: spans that may still be read.
         reuse_given_up: there was no room for what it reads beside what it writes: full prefill.
@@ -198,6 +199,7 @@ class Sequence:
     queue: Rows = field(default_factory=lambda: Rows.of(np.empty(0), np.empty(0)))
     plan: RepairPlan | None = None
     planned_spans: tuple[PlacedSpan, ...] = ()
+    num_under_way: int = 0
     num_emitted: int = 0
     num_computed: int = 0
     finish_reason: FinishReason | None = None
@@ -224,6 +226,11 @@ class Sequence:
         """Known tokens whose rows are wanted: all, but for the last of a forced output."""
         forced_out = self.request.forced_output is not None and len(self.token_ids) > self.num_prompt
         return len(self.token_ids) - forced_out
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it continues its output: no more than one row of it is left."""
+        return self.num_emitted > 0 and len(self.queue) <= 1 and self.request.forced_output is None
 
     @property
     def scores_prompt(self) -> bool:

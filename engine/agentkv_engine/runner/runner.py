@@ -1,0 +1,110 @@
+"""The seam between deciding what to compute and computing it: here, or in other processes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.levels import Levels
+from agentkv_engine.cache.row_traces import TracedShape
+from agentkv_engine.config import EngineConfig
+from agentkv_engine.model.model_config import ModelConfig
+from agentkv_engine.runner.observer import Observer
+from agentkv_engine.scheduler.output import SchedulerOutput, SeqResult
+
+
+class Pending(Protocol):
+    """A step that was submitted."""
+
+    def result(self) -> list[SeqResult]:
+        """One result a scheduled sequence; waits for them. Steps are asked for theirs in the order of submission.
+
+        Raises:
+            RunnerLost: the step was lost.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A step that has run."""
+
+    results: list[SeqResult]
+
+    def result(self) -> list[SeqResult]:
+        """See `Pending.result`."""
+        return self.results
+
+
+class Runner(Protocol):
+    """Runs a model's steps, in order, over KV that it holds.
+
+    Attributes:
+        max_under_way: steps that may be submitted before the result of the first is asked for.
+        tensors: the KV.
+        observer: looks at it.
+    """
+
+    max_under_way: int
+    tensors: KVPool
+    observer: Observer
+
+    def submit(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> Pending:
+        """Start a step of at least one row.
+
+        Args:
+            schedule: what to run.
+            assert_writable: integrity check of the slots that its rows write.
+
+        Raises:
+            RunnerLost: it can't be started.
+        """
+        ...
+
+    def wait_until_ready(self, timeout: float) -> bool:
+        """Whether steps can be submitted; waits so many seconds for it.
+
+        Raises:
+            RunnerLost: all KV and all that was under way are gone; told once.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what it runs elsewhere. Safe to call twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPlan:
+    """What a runner's pool is to hold.
+
+    Attributes:
+        levels: depths of rows.
+        traced: what rows leave beside their keys.
+        num_blocks: blocks, of all layers.
+    """
+
+    levels: Levels
+    traced: TracedShape | None
+    num_blocks: int
+
+
+class RemoteModel(Protocol):
+    """A model whose layers lie in other processes."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its shape."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations, keys and values."""
+        ...
+
+    def start(self, config: EngineConfig, plan: PoolPlan) -> Runner:
+        """Start the processes and load the layers. Raises what loading raises."""
+        ...
