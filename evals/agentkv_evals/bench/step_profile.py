@@ -22,6 +22,7 @@ def profile_steps(engine: Engine, *, batch: int, prompt: int, steps: int, seed: 
         engine.add(Request(request_id=str(number), token_ids=token_ids, sampling=params, mode=ReuseMode.OFF))
     spent: defaultdict[str, float] = defaultdict(float)
     scheduler, runner = engine._scheduler, engine._runner
+    assert isinstance(runner, model_runner.ModelRunner), "only a model in this process can be profiled"
     sample = model_runner.sample
     for owner, name, phase in (
         (scheduler, "schedule", "schedule"),
