@@ -37,8 +37,8 @@ class AgentFigures:
     authors: Counter[str] = field(default_factory=Counter)
     misses: Counter[str] = field(default_factory=Counter)
 
-    def add(self, usage: Usage) -> None:
-        """Count a finished chat."""
+    def add(self, usage: Usage, max_authors: int) -> None:
+        """Count a finished chat; authors beyond so many are counted as `other`."""
         reuse = usage.reuse
         self.chats += 1
         for name in ("prefix", "reused", "repaired", "computed", "row_layers", "full_row_layers"):
@@ -46,7 +46,9 @@ class AgentFigures:
         self.completion_tokens += usage.completion_tokens
         self.ttft_seconds += usage.ttft or 0.0
         self.queue_seconds += usage.queue or 0.0
-        self.authors.update(reuse.authors)
+        for author, count in reuse.authors.items():
+            is_told_apart = author in self.authors or len(self.authors) < max_authors
+            self.authors[author if is_told_apart else OTHER] += count
         self.misses.update(reuse.misses)
 
     def shown(self) -> dict[str, Any]:
@@ -59,7 +61,8 @@ class AgentStatistics:
     """Figures by tenant and agent label. Thread-safe.
 
     Args:
-        max_agents: labels of one tenant that are told apart; later ones are counted as `other`.
+        max_agents: labels of one tenant, and authors that one agent reads, that are told apart; later ones are counted
+            as `other`.
         max_tenants: the tenant that asked longest ago is forgotten first.
     """
 
@@ -79,7 +82,7 @@ class AgentStatistics:
             label = usage.reuse.agent
             if label not in agents and len(agents) >= self._max_agents:
                 label = OTHER
-            agents.setdefault(label, AgentFigures()).add(usage)
+            agents.setdefault(label, AgentFigures()).add(usage, self._max_agents)
 
     def of(self, tenant: str) -> dict[str, dict[str, Any]]:
         """A tenant's figures by agent, as plain data."""

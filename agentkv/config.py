@@ -41,7 +41,7 @@ def unusable(error: ValidationError) -> ConfigError:
     return ConfigError(f"settings can't be used: {'; '.join(problems)}")
 
 
-_SECRET = ("api_keys", "tenant_salt")
+_SECRET = ("api_keys", "metrics_key", "tenant_salt")
 
 
 class ServiceConfig(Settings):

@@ -7,7 +7,7 @@ from typing import TypeVar
 from agentkv.engine_thread import EngineThread
 from agentkv.errors import InvalidRequest
 from agentkv.keeper import Keeper
-from agentkv.segment_api import SegmentInfo
+from agentkv.segment_api import SegmentInfo, check_deletion
 from agentkv.segment_records import SegmentRecord
 
 T = TypeVar("T")
@@ -44,9 +44,11 @@ class KeptSegments:
         segment_id: str | None = None,
         thread: str | None = None,
         older_than: float | None = None,
+        all: bool = False,
         tenant: str = "",
     ) -> int:
         """See `SegmentManager.delete`. Raises ServiceClosed."""
+        check_deletion(segment_id, thread, older_than, all=all)
 
         def delete() -> int:
             found = self._keeper.records.of_tenant(tenant)

@@ -40,14 +40,23 @@ class Metrics:
     Args:
         max_agent_labels: distinct agent labels that are shown.
         kv_bytes: bytes of KV held, by tier; asked at every scrape.
+        running: chats under way; asked at every scrape.
     """
 
-    def __init__(self, *, max_agent_labels: int = 64, kv_bytes: Callable[[], Mapping[str, int]] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_agent_labels: int = 64,
+        kv_bytes: Callable[[], Mapping[str, int]] | None = None,
+        running: Callable[[], int] | None = None,
+    ) -> None:
         self._registry = CollectorRegistry()
         self._agent = LabelCap(max_agent_labels)
         self._reason = LabelCap(32)
         if kv_bytes is not None:
-            self._registry.register(_KvBytes(kv_bytes))
+            self._registry.register(_Gauge("kv_bytes", "Bytes of KV held, by tier.", kv_bytes, "tier"))
+        if running is not None:
+            self._registry.register(_Gauge("running_chats", "Chats under way.", lambda: {"": running()}))
         self._requests = self._counter("requests", "Chats by how they ended.", "outcome")
         self._prompt_tokens = self._counter(
             "prompt_tokens", "Prompt tokens by where their KV came from.", "agent", "source"
@@ -113,21 +122,23 @@ class Metrics:
         return Histogram(f"agentkv_{name}", documentation, buckets=buckets, registry=self._registry)
 
 
-class _KvBytes(Collector):
+class _Gauge(Collector):
     """Reads the gauge when it is scraped: nothing has to keep it up to date."""
 
-    def __init__(self, read: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, name: str, documentation: str, read: Callable[[], Mapping[str, int]], *labels: str) -> None:
+        self._name = name
+        self._documentation = documentation
         self._read = read
+        self._labels = labels
 
     def describe(self) -> list[GaugeMetricFamily]:
         return [self._family()]
 
     def collect(self) -> list[GaugeMetricFamily]:
         family = self._family()
-        for tier, count in self._read().items():
-            family.add_metric([tier], count)
+        for label, count in self._read().items():
+            family.add_metric([label] if self._labels else [], count)
         return [family]
 
-    @staticmethod
-    def _family() -> GaugeMetricFamily:
-        return GaugeMetricFamily("agentkv_kv_bytes", "Bytes of KV held, by tier.", labels=["tier"])
+    def _family(self) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"agentkv_{self._name}", self._documentation, labels=self._labels)

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from agentkv.api import ChatMessage
 from agentkv.errors import InvalidRequest
-from agentkv.segment_api import SegmentInfo
+from agentkv.segment_api import SegmentInfo, check_deletion
 
 Ask = Callable[..., dict[str, Any]]
 """Sends a request (method, path, `json`, `params`), raises what the server refuses, and gives the JSON it answers."""
@@ -31,12 +32,12 @@ class RemoteSegments:
     def pin(self, segment_id: str, *, tenant: str = "") -> None:
         """See `SegmentManager.pin`."""
         _refuse_tenant(tenant)
-        self._ask("POST", f"{_PATH}/{segment_id}/pin")
+        self._ask("POST", f"{_one(segment_id)}/pin")
 
     def unpin(self, segment_id: str, *, tenant: str = "") -> bool:
         """See `SegmentManager.unpin`."""
         _refuse_tenant(tenant)
-        return self._ask("POST", f"{_PATH}/{segment_id}/unpin")["unpinned"]
+        return self._ask("POST", f"{_one(segment_id)}/unpin")["unpinned"]
 
     def delete(
         self,
@@ -44,14 +45,21 @@ class RemoteSegments:
         segment_id: str | None = None,
         thread: str | None = None,
         older_than: float | None = None,
+        all: bool = False,
         tenant: str = "",
     ) -> int:
         """See `SegmentManager.delete`."""
         _refuse_tenant(tenant)
-        path = _PATH if segment_id is None else f"{_PATH}/{segment_id}"
-        conditions = {"thread": thread, "older_than": older_than}
+        check_deletion(segment_id, thread, older_than, all=all)
+        path = _PATH if segment_id is None else _one(segment_id)
+        conditions = {"thread": thread, "older_than": older_than, "all": all or None}
         params = {name: value for name, value in conditions.items() if value is not None}
         return self._ask("DELETE", path, params=params)["deleted"]
+
+
+def _one(segment_id: str) -> str:
+    """The path of one segment: whatever its id holds, no other's."""
+    return f"{_PATH}/{quote(segment_id, safe='')}"
 
 
 class RemoteTexts:

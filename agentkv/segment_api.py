@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from agentkv.errors import InvalidRequest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentInfo:
@@ -15,7 +17,7 @@ class SegmentInfo:
         pinned: it is never dropped for want of room.
         exact: its KV is that of full prefill in its author's context.
         author: label of the agent that wrote it or first read it.
-        threads: conversations in which it was written or read, as far as clients named them.
+        threads: conversations in which it was written or read, as far as clients named them; the first 64.
         created, last_read: Unix times.
         reads: how often it was read.
     """
@@ -54,11 +56,27 @@ class SegmentManager(Protocol):
         segment_id: str | None = None,
         thread: str | None = None,
         older_than: float | None = None,
+        all: bool = False,
         tenant: str = "",
     ) -> int:
         """Delete segments, pinned or not; returns how many.
 
-        Those named, or all without arguments: one by id, those of a thread that no other thread has met, those last
-        read more than so many seconds ago. Several arguments must all hold.
+        Which: one by id, those of a thread that no other thread has met, those last read more than so many seconds ago;
+        several conditions must all hold. Or `all` of them. Raises InvalidRequest where nothing says which.
         """
         ...
+
+
+def check_deletion(*conditions: object, all: bool) -> None:
+    """Refuse to delete without saying which: a forgotten or misspelt condition must not delete everything.
+
+    Raises:
+        InvalidRequest: neither a condition nor `all`, or both.
+    """
+    given = [condition for condition in conditions if condition is not None]
+    if not given and not all:
+        message = "nothing says which segments to delete: give segment_id, thread or older_than, or all=true"
+        raise InvalidRequest(message, param="all", code="missing_required_parameter")
+    if given and all:
+        message = "all=true deletes every segment, and a condition only some: give one or the other"
+        raise InvalidRequest(message, param="all", code="invalid_value")

@@ -10,6 +10,10 @@ from agentkv.segment import Segment
 from agentkv.store.store import SegmentKey
 
 
+MOST_THREADS = 64
+"""That a segment remembers: callers name threads, and a text that all read would gather them without end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """The chat behind a segment or its reading: its agent's label, and its thread where one was named."""
@@ -20,7 +24,7 @@ class Origin:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class SegmentRecord:
-    """One kept segment. Times are Unix times."""
+    """One kept segment. Times are Unix times; of the threads that met it, the first `MOST_THREADS` are known."""
 
     key: SegmentKey
     segment: Segment
@@ -33,7 +37,7 @@ class SegmentRecord:
 
     def met_in(self, thread: str | None) -> None:
         """It was written or read in this thread."""
-        if thread is not None:
+        if thread is not None and len(self.threads) < MOST_THREADS:
             self.threads.add(thread)
 
 

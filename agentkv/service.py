@@ -173,9 +173,9 @@ class Service:
         self._thread.post(lambda: self._admit(chat))
         return stream
 
-    def count_tokens(self, request: ChatRequest) -> int:
+    def count_tokens(self, request: ChatRequest, *, tenant: str = "") -> int:
         """Tokens of a chat's prompt. Raises what `submit` raises for messages that can't be rendered."""
-        return len(self._prompts.write(request, "").token_ids)
+        return len(self._prompts.write(request, owner_of(tenant, request.cache_salt)).token_ids)
 
     def memory(self) -> MemoryStats:
         """How the pool's blocks are held now; waits for the step under way."""

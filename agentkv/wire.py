@@ -202,6 +202,10 @@ def refused(response: httpx.Response) -> AgentKVError:
         return RemoteError(message, status=response.status_code, code="bad_envelope")
 
 
+_REFUSED = ("segment_not_found", "pin_budget_exceeded")
+"""Codes of an `InvalidRequest` whose HTTP status is not 400."""
+
+
 def _typed_error(error: dict[str, Any], status: int | None) -> AgentKVError:
     """The error as the service raised it. `status` is None inside a stream."""
     message, code = error["message"], error["code"]
@@ -212,6 +216,6 @@ def _typed_error(error: dict[str, Any], status: int | None) -> AgentKVError:
             return TemplateRefused(message)
         case "service_closed":
             return ServiceClosed(message)
-    if status == 400:
+    if status == 400 or code in _REFUSED:
         return InvalidRequest(message, param=error["param"], code=code)
     return RemoteError(message, status=status, code=code)

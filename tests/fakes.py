@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from agentkv.api import ChatDelta, ChatMessage, ChatRequest, Embedding, ReuseUsage, Usage
 from agentkv.errors import InvalidRequest, ServiceClosed
-from agentkv.segment_api import SegmentInfo
+from agentkv.segment_api import SegmentInfo, check_deletion
 from agentkv.server.app import create_app
 from agentkv.server.connection import connection_class
 from agentkv.server.settings import ServerSettings
@@ -73,7 +73,10 @@ class FakeTexts:
 
 
 class FakeSegments:
-    """Nothing is kept."""
+    """Nothing is kept; what is to be deleted is recorded."""
+
+    def __init__(self) -> None:
+        self.deletions: list[dict[str, Any]] = []
 
     def list(self, *, tenant: str = "") -> tuple[SegmentInfo, ...]:
         return ()
@@ -84,7 +87,10 @@ class FakeSegments:
     def unpin(self, segment_id: str, *, tenant: str = "") -> bool:
         raise InvalidRequest(f"no segment {segment_id!r}", param="segment", code="segment_not_found")
 
-    def delete(self, **which: object) -> int:
+    def delete(self, *, tenant: str = "", all: bool = False, **which: Any) -> int:
+        check_deletion(*which.values(), all=all)
+        given = {name: value for name, value in which.items() if value is not None}
+        self.deletions += [given | ({"all": True} if all else {})] if which.get("segment_id") is None else []
         return 0
 
 
@@ -124,9 +130,11 @@ class FakeService:
         self.streams.append(stream)
         return stream
 
-    def count_tokens(self, request: ChatRequest) -> int:
+    def count_tokens(self, request: ChatRequest, *, tenant: str = "") -> int:
         if self.refuse is not None:
             raise self.refuse
+        self.requests.append(request)
+        self.tenants.append(tenant)
         return sum(len(message.content) for message in request.messages)
 
     def health(self) -> dict[str, Any]:

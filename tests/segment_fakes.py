@@ -1,5 +1,7 @@
 """A `SegmentManager` over a dictionary."""
 
+import threading
+
 from agentkv.errors import InvalidRequest
 from agentkv.segment_api import SegmentInfo
 
@@ -10,14 +12,27 @@ class FakeSegments:
     Attributes:
         pinned: ids.
         full_at: how many pins there is room for.
+        failure: raised by every call.
+        slow: awaited by `list`, which sets `listing` first.
     """
 
     def __init__(self, threads: dict[str, set[str]]) -> None:
         self.threads = threads
         self.pinned: set[str] = set()
         self.full_at = 99
+        self.failure: Exception | None = None
+        self.listing = threading.Event()
+        self.slow: threading.Event | None = None
+
+    def _called(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
     def list(self, *, tenant: str = "") -> tuple[SegmentInfo, ...]:
+        self._called()
+        self.listing.set()
+        if self.slow is not None:
+            self.slow.wait()
         return tuple(
             SegmentInfo(
                 segment_id=segment_id,
@@ -36,11 +51,13 @@ class FakeSegments:
         )
 
     def pin(self, segment_id: str, *, tenant: str = "") -> None:
+        self._called()
         if segment_id not in self.threads or len(self.pinned) >= self.full_at:
             raise InvalidRequest("no such segment, or no room")
         self.pinned.add(segment_id)
 
     def unpin(self, segment_id: str, *, tenant: str = "") -> bool:
+        self._called()
         if segment_id not in self.threads:
             raise InvalidRequest("no such segment")
         self.pinned.discard(segment_id)
@@ -52,6 +69,7 @@ class FakeSegments:
         segment_id: str | None = None,
         thread: str | None = None,
         older_than: float | None = None,
+        all: bool = False,
         tenant: str = "",
     ) -> int:
         gone = [each for each, threads in self.threads.items() if each == segment_id or threads == {thread}]

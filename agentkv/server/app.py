@@ -11,7 +11,7 @@ import agentkv
 from agentkv.agent_statistics import AgentStatistics
 from agentkv.errors import ServiceClosed
 from agentkv.metrics import Metrics
-from agentkv.server.auth import Authenticator
+from agentkv.server.auth import Authenticator, MetricsAuthenticator
 from agentkv.server.chat.body import ChatBody
 from agentkv.server.chat.routes import chat_routes
 from agentkv.server.completions.body import CompletionBody
@@ -52,8 +52,10 @@ _logger = logging.getLogger("uvicorn.error")
 def create_app(service: HostedService, settings: ServerSettings | None = None, gate: Gate | None = None) -> FastAPI:
     """The OpenAI-compatible API over `service`, which stays the caller's to close."""
     settings = settings or ServerSettings()
-    metrics = Metrics(max_agent_labels=settings.max_agent_labels, kv_bytes=lambda: _kv_bytes(service))
     gate = gate or make_gate(settings)
+    metrics = Metrics(
+        max_agent_labels=settings.max_agent_labels, kv_bytes=lambda: _kv_bytes(service), running=lambda: gate.num_running
+    )
     app = FastAPI(title="agentkv", version=agentkv.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     install_error_handlers(app)
     app.add_middleware(RequestIds)
@@ -66,7 +68,7 @@ def create_app(service: HostedService, settings: ServerSettings | None = None, g
     app.include_router(token_routes(serving, service))
     app.include_router(segment_routes(serving, service))
     app.include_router(model_routes(service, int(time.time()), gate.caller))
-    app.include_router(operation_routes(service, metrics, gate))
+    app.include_router(operation_routes(service, metrics, gate, _metrics_authenticator(settings, gate.caller)))
     describe(app, _BODIES)
     return app
 
@@ -76,6 +78,11 @@ def make_gate(settings: ServerSettings) -> Gate:
     salt = settings.tenant_salt
     caller = Authenticator(settings.all_api_keys(), salt.get_secret_value().encode() if salt is not None else None)
     return Gate(caller, settings)
+
+
+def _metrics_authenticator(settings: ServerSettings, caller: Authenticator) -> MetricsAuthenticator:
+    key = settings.metrics_key
+    return MetricsAuthenticator(caller, len(settings.all_api_keys()), key.get_secret_value() if key else None)
 
 
 def _kv_bytes(service: HostedService) -> dict[str, int]:

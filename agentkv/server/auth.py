@@ -50,6 +50,35 @@ class Authenticator:
         return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
+class MetricsAuthenticator:
+    """Lets those in who may see the figures of all keys; a FastAPI dependency.
+
+    Args:
+        caller: names the tenant of an API key.
+        num_tenants: how many there are; where there is but one, all figures are its own.
+        metrics_key: of operators; it opens nothing else. None: several tenants may not see each other's figures.
+    """
+
+    def __init__(self, caller: Authenticator, num_tenants: int, metrics_key: str | None) -> None:
+        self._caller = caller
+        self._num_tenants = num_tenants
+        self._operator = None if metrics_key is None else Authenticator((metrics_key,))
+
+    async def __call__(self, request: Request) -> None:
+        """Pass, or not.
+
+        Raises:
+            ApiError: 401 without the key, 403 where nobody may see them.
+        """
+        if self._operator is not None:
+            await self._operator(request)
+            return
+        await self._caller(request)
+        if self._num_tenants > 1:
+            message = "metrics show the figures of all API keys: set metrics_key on the server, and send that one"
+            raise ApiError(403, message, code="forbidden")
+
+
 def _key_of(request: Request) -> str:
     """The key as OpenAI's clients send it, or as Anthropic's do; empty where there is none."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")

@@ -40,6 +40,8 @@ def connection_class(read_timeout: float, write_timeout: float) -> type[H11Proto
             super().on_response_complete()
             if self.conn.their_state is h11.IDLE:
                 self._request_is_here()  # idle between two requests: uvicorn's keep-alive timer runs
+            elif self.conn.their_state is h11.SEND_BODY:
+                self._expect_request()  # the next one came behind this one, and not yet all of it
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._request_is_here()

@@ -25,6 +25,9 @@ from agentkv.server.request_id import HEADER, request_id
 
 logger = logging.getLogger(__name__)
 
+MOST_ERRORS = 1000
+"""Of one body: what pydantic found is told in its own objects, all or none, and a large body may have millions."""
+
 
 class ApiError(Exception):
     """An answer other than success, as it goes over the wire.
@@ -132,7 +135,14 @@ def from_validation_error(error: ValidationError | RequestValidationError, body:
         error: pydantic's.
         body: what was read, so that the path names fields that are there.
     """
-    first = error.errors()[0]
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        first["loc"] = first["loc"][1:]  # FastAPI's own word for where it stood: query, path
+    elif error.error_count() > MOST_ERRORS:
+        message = f"the request body has {error.error_count()} fields or items that can't be taken: send those that can"
+        return ApiError(400, message, code="invalid_value")
+    else:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the request body is not valid JSON: {first['msg']}", code="invalid_json")
     missing = first["type"] == "missing"

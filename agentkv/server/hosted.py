@@ -64,7 +64,7 @@ class HostedService(ChatService, Protocol):
         """Texts to tokens and back."""
         ...
 
-    def count_tokens(self, request: ChatRequest) -> int:
+    def count_tokens(self, request: ChatRequest, *, tenant: str = "") -> int:
         """Tokens of a chat's prompt. Raises InvalidRequest and its kin."""
         ...
 

@@ -1,13 +1,13 @@
 """What operators and clients ask besides chats: models, health, readiness, version, metrics."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 import agentkv
 from agentkv.metrics import CONTENT_TYPE, Metrics
-from agentkv.server.auth import Authenticator
+from agentkv.server.auth import Authenticator, MetricsAuthenticator
 from agentkv.server.errors import ApiError, model_not_found
 from agentkv.server.gate import Gate
 from agentkv.server.hosted import HostedService
@@ -39,16 +39,18 @@ def model_routes(service: HostedService, created: int, auth: Authenticator) -> A
     return router
 
 
-def operation_routes(service: HostedService, metrics: Metrics, gate: Gate) -> APIRouter:
-    """Health and version for everybody; metrics, which show agents' names, for callers with a key."""
+def operation_routes(
+    service: HostedService, metrics: Metrics, gate: Gate, may_see_metrics: MetricsAuthenticator
+) -> APIRouter:
+    """Health, without figures, and version for everybody; metrics, which show what all keys do, for operators."""
     router = APIRouter()
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        state = service.health()
-        if state["status"] == "ok":
-            return JSONResponse(state)
-        return JSONResponse(not_ready(state["status"]).envelope() | state, status_code=503)
+        status = service.health()["status"]
+        if status == "ok":
+            return JSONResponse({"status": status})
+        return JSONResponse(not_ready(status).envelope() | {"status": status}, status_code=503)
 
     @router.get("/ready")
     async def ready() -> dict[str, str]:
@@ -61,8 +63,8 @@ def operation_routes(service: HostedService, metrics: Metrics, gate: Gate) -> AP
     async def version() -> dict[str, str]:
         return {"version": agentkv.__version__}
 
-    @router.get("/metrics", response_class=PlainTextResponse)
-    def show_metrics(_: Annotated[str, Depends(gate.caller)]) -> Response:
+    @router.get("/metrics", response_class=PlainTextResponse, dependencies=[Depends(may_see_metrics)])
+    def show_metrics() -> Response:
         # Not a coroutine: reading the KV held may wait for a step, and chats stream on meanwhile.
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 

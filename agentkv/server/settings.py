@@ -19,6 +19,8 @@ class ServerSettings(Settings):
         api_keys: keys that are let in, each a tenant of its own; none means no check and one tenant. In the environment
             separated by commas.
         api_key_file: more of them, one a line.
+        metrics_key: the key with which `/metrics` may be read; None lets the API key in where there is but one (or
+            everybody, where there is none), and nobody where there are several.
         tenant_salt: secret from which tenants are derived, for servers that share kept KV; None draws one.
         max_body_bytes: largest request body; larger ones get 413.
         max_chats_per_key: chats (and embeddings) of one key that run or wait at once; more get 429. None: no limit.
@@ -37,6 +39,7 @@ class ServerSettings(Settings):
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
     api_key_file: Path | None = None
+    metrics_key: SecretStr | None = None
     tenant_salt: SecretStr | None = None
     max_body_bytes: ByteSize = Field(default=ByteSize(32 << 20), ge=1024)
     max_chats_per_key: int | None = Field(default=None, ge=1)
@@ -63,6 +66,13 @@ class ServerSettings(Settings):
         if not all(key.strip() for key in keys):
             raise ValueError("an API key is empty: give keys with at least one visible character, or none at all")
         return tuple(dict.fromkeys(key.strip() for key in keys))
+
+    @field_validator("metrics_key")
+    @classmethod
+    def _visible(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not key.get_secret_value().strip():
+            raise ValueError("the metrics key is empty: give one with visible characters, or none")
+        return None if key is None else SecretStr(key.get_secret_value().strip())
 
     @field_validator("tenant_salt")
     @classmethod

@@ -4,10 +4,11 @@ agent = create_agent(model, tools, name="critic", middleware=[AgentKVMiddleware(
 """
 
 import asyncio
+import logging
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
@@ -17,12 +18,14 @@ from langchain_core.runnables import ensure_config
 from langgraph.types import Command
 
 from agentkv.api import Reuse
-from agentkv.errors import InvalidRequest
+from agentkv.errors import AgentKVError, InvalidRequest
 from agentkv.segment_api import SegmentManager
 from langchain_agentkv.chat_model import ChatAgentKV
 from langchain_agentkv.provenance import Provenance
 
 Answered = ToolMessage | Command[Any]
+
+_logger = logging.getLogger(__name__)
 
 
 class AgentKVMiddleware(AgentMiddleware):
@@ -79,11 +82,8 @@ class AgentKVMiddleware(AgentMiddleware):
         thread = self._provenance.thread
         if self._pins is None or thread is None:
             return await handler(request)
-        await asyncio.to_thread(self._pins.take, thread)
-        try:
+        async with self._pins.ahold(thread):
             return await handler(request)
-        finally:
-            await asyncio.to_thread(self._pins.leave, thread)
 
     @property
     def _provenance(self) -> Provenance:
@@ -104,6 +104,9 @@ class AgentKVMiddleware(AgentMiddleware):
 class ThreadPins:
     """Pins on the segments of threads; tools of one thread that run at once share them.
 
+    A tool runs whether or not the segments can be pinned: what a server that can't be reached keeps is not worth its
+    failure. A pin that can't be ended is tried again when the next tool begins or ends.
+
     Args:
         segments: whose.
     """
@@ -113,6 +116,7 @@ class ThreadPins:
         self._lock = threading.Lock()
         self._holders: Counter[str] = Counter()
         self._pinned: dict[str, list[str]] = {}
+        self._to_unpin: list[str] = []
 
     @contextmanager
     def hold(self, thread: str) -> Iterator[None]:
@@ -123,13 +127,31 @@ class ThreadPins:
         finally:
             self.leave(thread)
 
+    @asynccontextmanager
+    async def ahold(self, thread: str) -> AsyncIterator[None]:
+        """As `hold`; the pins end also where the task is cancelled while they are taken."""
+        taking = asyncio.create_task(asyncio.to_thread(self.take, thread))
+        try:
+            await asyncio.shield(taking)
+            yield
+        finally:
+            await asyncio.shield(asyncio.create_task(self._leave_after(taking, thread)))
+
+    async def _leave_after(self, taking: "asyncio.Task[None]", thread: str) -> None:
+        await taking
+        await asyncio.to_thread(self.leave, thread)
+
     def take(self, thread: str) -> None:
         """Pin the thread's segments, if nobody holds them yet. What is gone or has no room stays unpinned."""
         with self._lock:
+            self._unpin_left()
             self._holders[thread] += 1
             if self._holders[thread] == 1:
-                loose = [each for each in self._segments.list() if thread in each.threads and not each.pinned]
-                self._pinned[thread] = [each.segment_id for each in loose if self._pin(each.segment_id)]
+                self._pinned[thread] = pinned = []
+                try:
+                    self._pin_all(thread, pinned)
+                except AgentKVError as error:
+                    _logger.warning("segments of thread %r can't be pinned, its tools run without: %s", thread, error)
 
     def leave(self, thread: str) -> None:
         """End the pins with the last holder."""
@@ -137,8 +159,13 @@ class ThreadPins:
             self._holders[thread] -= 1
             if not self._holders[thread]:
                 del self._holders[thread]
-                for segment_id in self._pinned.pop(thread):
-                    self._unpin(segment_id)
+                self._to_unpin += self._pinned.pop(thread)
+            self._unpin_left()
+
+    def _pin_all(self, thread: str, pinned: list[str]) -> None:
+        for each in self._segments.list():
+            if thread in each.threads and not each.pinned and self._pin(each.segment_id):
+                pinned.append(each.segment_id)
 
     def _pin(self, segment_id: str) -> bool:
         try:
@@ -147,9 +174,19 @@ class ThreadPins:
             return False
         return True
 
-    def _unpin(self, segment_id: str) -> None:
-        with suppress(InvalidRequest):  # deleted meanwhile
+    def _unpin_left(self) -> None:
+        """End the pins that nobody holds; those that can't be ended now stay for the next time."""
+        self._to_unpin = [segment_id for segment_id in self._to_unpin if not self._unpin(segment_id)]
+
+    def _unpin(self, segment_id: str) -> bool:
+        try:
             self._segments.unpin(segment_id)
+        except InvalidRequest:  # deleted meanwhile
+            return True
+        except AgentKVError as error:
+            _logger.warning("segment %s can't be unpinned now: %s", segment_id, error)
+            return False
+        return True
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

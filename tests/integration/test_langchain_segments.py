@@ -30,7 +30,7 @@ def service() -> Iterator[Service]:
 @pytest.fixture(params=["service", "url"])
 def model(request: pytest.FixtureRequest, service: Service) -> Iterator[ChatAgentKV]:
     settings: dict[str, Any] = {"reuse": Reuse.SCREENED, "max_tokens": 4, "selector": "repair_none"}
-    service.segments.delete()
+    service.segments.delete(all=True)
     if request.param == "service":
         yield ChatAgentKV(service=service, **settings)
         return

@@ -137,6 +137,7 @@ class PromptBody(BaseModel):
     tools: Annotated[list[AnthropicTool], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoiceBody | None = None
     thinking: ThinkingBody | None = None
+    cache_salt: Label | None = None
 
     def to_prompt(self) -> ChatRequest:
         """The chat, as far as its prompt goes.
@@ -148,7 +149,12 @@ class PromptBody(BaseModel):
         messages = [message for body in self.messages for message in body.to_messages()]
         if self.system:
             messages.insert(0, ChatMessage(role="system", content=self.system))
-        return ChatRequest(messages=tuple(messages), tools=self._tool_use(), template_options=self._options())
+        return ChatRequest(
+            messages=tuple(messages),
+            tools=self._tool_use(),
+            template_options=self._options(),
+            cache_salt=self.cache_salt or "",
+        )
 
     def _tool_use(self) -> ToolUse | None:
         tools = [tool.to_tool() for tool in self.tools or ()]
@@ -176,7 +182,6 @@ class AnthropicBody(PromptBody):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     stream: bool | None = None
-    cache_salt: Label | None = None
     agent_hint: Label | None = None
     agentkv: VendorBody | None = None
 
@@ -198,5 +203,4 @@ class AnthropicBody(PromptBody):
             reuse=vendor.reuse,
             selector=vendor.selector,
             agent=self.agent_hint or None,
-            cache_salt=self.cache_salt or "",
         )

@@ -40,13 +40,14 @@ def message_routes(serving: Serving, service: HostedService) -> APIRouter:
         return JSONResponse(reply.message(last, chats.usage))
 
     @router.post("/v1/messages/count_tokens")
-    async def count_tokens(request: Request, _: Annotated[str, Depends(serving.auth)]) -> dict[str, int]:
+    async def count_tokens(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, int]:
         try:
             body = await serving.read(request, PromptBody)
             serving.check_model(body.model)
-            return {"input_tokens": await asyncio.to_thread(service.count_tokens, body.to_prompt())}
+            count = await asyncio.to_thread(service.count_tokens, body.to_prompt(), tenant=tenant)
         except Exception as error:
             raise serving.refusal(error) from error
+        return {"input_tokens": count}
 
     return router
 

@@ -1,6 +1,8 @@
 """`/v1/agentkv/segments` and `/v1/agentkv/stats`. A key sees and touches its own segments only."""
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -8,9 +10,11 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from agentkv.api import ChatRequest, Reuse
+from agentkv.segment_api import SegmentInfo, SegmentManager
 from agentkv.server.chat.body import Label, MessageBody
 from agentkv.server.errors import ApiError
 from agentkv.server.hosted import HostedService
+from agentkv.server.query import only_known_parameters
 from agentkv.server.serving import Serving
 from agentkv.wire import usage_object
 
@@ -32,13 +36,12 @@ class WarmBody(BaseModel):
 
 def segment_routes(serving: Serving, service: HostedService) -> APIRouter:
     """The routes of kept segments and of statistics."""
-    router = APIRouter(prefix="/v1/agentkv")
+    router = APIRouter(prefix="/v1/agentkv", dependencies=[Depends(only_known_parameters)])
     caller = serving.auth.caller
-    segments = service.segments
 
     @router.get("/segments")
     async def list_segments(tenant: Annotated[str, Depends(caller)]) -> dict[str, Any]:
-        listed = await asyncio.to_thread(segments.list, tenant=tenant)
+        listed = await asyncio.to_thread(service.segments.list, tenant=tenant)
         return {"object": "list", "data": [{"object": "segment", **asdict(info)} for info in listed]}
 
     @router.delete("/segments")
@@ -46,13 +49,15 @@ def segment_routes(serving: Serving, service: HostedService) -> APIRouter:
         tenant: Annotated[str, Depends(caller)],
         thread: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
         older_than: Seconds | None = None,
+        all: bool = False,
     ) -> dict[str, int]:
-        deleted = await asyncio.to_thread(segments.delete, thread=thread, older_than=older_than, tenant=tenant)
+        which = {"thread": thread, "older_than": older_than, "all": all}
+        deleted = await asyncio.to_thread(service.segments.delete, **which, tenant=tenant)
         return {"deleted": deleted}
 
     @router.delete("/segments/{segment_id}")
     async def delete_segment(segment_id: str, tenant: Annotated[str, Depends(caller)]) -> dict[str, int]:
-        deleted = await asyncio.to_thread(segments.delete, segment_id=segment_id, tenant=tenant)
+        deleted = await asyncio.to_thread(service.segments.delete, segment_id=segment_id, tenant=tenant)
         if not deleted:
             message = f"no segment {segment_id!r} is kept: list what is"
             raise ApiError(404, message, param="segment", code="segment_not_found")
@@ -60,12 +65,12 @@ def segment_routes(serving: Serving, service: HostedService) -> APIRouter:
 
     @router.post("/segments/{segment_id}/pin")
     async def pin_segment(segment_id: str, tenant: Annotated[str, Depends(caller)]) -> dict[str, bool]:
-        await asyncio.to_thread(segments.pin, segment_id, tenant=tenant)
+        await asyncio.to_thread(service.segments.pin, segment_id, tenant=tenant)
         return {"pinned": True}
 
     @router.post("/segments/{segment_id}/unpin")
     async def unpin_segment(segment_id: str, tenant: Annotated[str, Depends(caller)]) -> dict[str, bool]:
-        unpinned = await asyncio.to_thread(segments.unpin, segment_id, tenant=tenant)
+        unpinned = await asyncio.to_thread(service.segments.unpin, segment_id, tenant=tenant)
         return {"pinned": False, "unpinned": unpinned}
 
     @router.post("/segments/warm")
@@ -78,16 +83,15 @@ def segment_routes(serving: Serving, service: HostedService) -> APIRouter:
             async for _ in chats.deltas():
                 pass
         read = tuple(message.content.strip() for message in body.messages)
-        listed = await asyncio.to_thread(segments.list, tenant=tenant)
+        listed = await asyncio.to_thread(service.segments.list, tenant=tenant)
         found = [info for info in listed if any(text.startswith(info.text.strip()) for text in read)]
         if body.pin:
-            for info in found:
-                await asyncio.to_thread(segments.pin, info.segment_id, tenant=tenant)
+            await asyncio.to_thread(_pin_all, service.segments, found, tenant)
         return {"segments": [info.segment_id for info in found], "usage": usage_object(chats.usage)}
 
     @router.get("/stats")
     async def stats(tenant: Annotated[str, Depends(caller)]) -> dict[str, Any]:
-        listed = await asyncio.to_thread(segments.list, tenant=tenant)
+        listed = await asyncio.to_thread(service.segments.list, tenant=tenant)
         return {
             "agents": serving.statistics.of(tenant),
             "segments": len(listed),
@@ -97,6 +101,16 @@ def segment_routes(serving: Serving, service: HostedService) -> APIRouter:
         }
 
     return router
+
+
+def _pin_all(segments: SegmentManager, infos: Sequence[SegmentInfo], tenant: str) -> None:
+    """Pin all or, where one can't be pinned, none that was not pinned before."""
+    with ExitStack() as undo:
+        for info in infos:
+            segments.pin(info.segment_id, tenant=tenant)
+            if not info.pinned:
+                undo.callback(segments.unpin, info.segment_id, tenant=tenant)
+        undo.pop_all()
 
 
 def _reading(body: WarmBody) -> ChatRequest:

@@ -1,5 +1,7 @@
 """`AgentKVMiddleware` in `create_agent`: what the service is told, and pins while tools run."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
 
 from agentkv.api import ChatDelta, ChatRequest, Reuse, ToolCallDelta
-from agentkv.errors import InvalidRequest
+from agentkv.errors import InvalidRequest, RemoteError
 from fakes import FakeService, running_server
 from langchain_agentkv import ChatAgentKV
 from langchain_agentkv.middleware import AgentKVMiddleware, ThreadPins
@@ -96,6 +98,44 @@ def test_pins_end_with_the_last_holder_and_survive_what_is_gone() -> None:
     assert segments.pinned == set()
     with pytest.raises(InvalidRequest):
         segments.pin("1")
+
+
+def test_a_server_that_fails_costs_no_tool_and_leaves_no_pins(caplog: pytest.LogCaptureFixture) -> None:
+    """The pin that failed may stand all the same; the one that can't be ended is ended next time."""
+    segments = FakeSegments({"1": {"t"}, "2": {"t"}})
+    pins = ThreadPins(segments)
+    down = RemoteError("unreachable")
+    with pins.hold("t"):
+        segments.failure = down
+    assert segments.pinned == {"1", "2"}
+    with pins.hold("t"):
+        segments.failure = None
+    assert "unreachable" in caplog.text
+    assert segments.pinned == set()
+    with pins.hold("t"):
+        assert segments.pinned == {"1", "2"}
+    assert segments.pinned == set()
+
+
+async def test_a_cancelled_tool_leaves_no_pins() -> None:
+    segments = FakeSegments({"1": {"t"}})
+    segments.slow = threading.Event()
+    pins = ThreadPins(segments)
+
+    async def tool() -> None:
+        async with pins.ahold("t"):
+            raise AssertionError("the tool was cancelled before it began")
+
+    running = asyncio.create_task(tool())
+    await asyncio.to_thread(segments.listing.wait)
+    running.cancel()
+    await asyncio.sleep(0)
+    segments.slow.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert segments.pinned == set()
+    with pins.hold("t"):
+        assert segments.pinned == {"1"}
 
 
 def test_a_tool_that_fails_leaves_no_pins() -> None:

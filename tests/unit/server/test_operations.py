@@ -7,6 +7,8 @@ import httpx
 import numpy as np
 import pytest
 
+from agentkv.client import Client
+from agentkv.errors import AgentKVError, InvalidRequest
 from fakes import FakeService, eventually
 
 MODEL = "fake/model"
@@ -87,3 +89,49 @@ def test_unknown_segments_are_404(http: httpx.Client) -> None:
     answers += [http.post(f"/v1/agentkv/segments/7/{action}") for action in ("pin", "unpin")]
     assert [(a.status_code, a.json()["error"]["code"]) for a in answers] == [(404, "segment_not_found")] * 3
     assert http.delete("/v1/agentkv/segments", params={"older_than": "nan"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("", "all"),
+        ("?all=false", "all"),
+        ("?all=true&thread=t", "all"),
+        ("?all=some", "all"),
+        ("?thraed=t", "thraed"),
+        ("?older_then=3600&all=true", "older_then"),
+        ("?thread=", "thread"),
+        ("?thread=a&thread=b", "thread"),
+    ],
+)
+def test_a_deletion_that_does_not_say_which_deletes_nothing(
+    http: httpx.Client, service: FakeService, query: str, param: str
+) -> None:
+    response = http.delete(f"/v1/agentkv/segments{query}")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert service.segments.deletions == []
+
+
+def test_a_deletion_that_says_which_is_passed_on(http: httpx.Client, service: FakeService) -> None:
+    for query in ("?all=true", "?thread=t&older_than=2"):
+        assert http.delete(f"/v1/agentkv/segments{query}").json() == {"deleted": 0}
+    assert service.segments.deletions == [{"all": True}, {"thread": "t", "older_than": 2.0}]
+
+
+@pytest.mark.parametrize("path", ["segments", "stats", "segments/7", "segments/7/pin", "segments/7/unpin"])
+def test_an_unknown_query_parameter_is_refused(http: httpx.Client, path: str) -> None:
+    method = "GET" if path in ("segments", "stats") else "POST" if path.endswith("pin") else "DELETE"
+    response = http.request(method, f"/v1/agentkv/{path}", params={"limit": "3"})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "unknown_parameter")
+
+
+def test_the_client_deletes_what_it_was_told_and_nothing_else(shared_url: str, service: FakeService) -> None:
+    with Client(shared_url) as client:
+        for name in ("../segments?all=true", "?all=true", "a/b", ""):
+            with pytest.raises(AgentKVError):
+                client.segments.delete(segment_id=name)
+        with pytest.raises(InvalidRequest, match="which"):
+            client.segments.delete()
+        assert service.segments.deletions == []
+        client.segments.delete(all=True)
+    assert service.segments.deletions == [{"all": True}]

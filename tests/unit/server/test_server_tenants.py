@@ -43,6 +43,19 @@ def test_no_field_of_the_caller_changes_the_tenant(url: str) -> None:
     assert ask(url, "alpha-key", tenant="beta").status_code == 400
 
 
+def test_tokens_are_counted_for_the_tenant_whose_key_it_is(url: str) -> None:
+    """What was generated before has the tokens it had: for the tenant that asked for it, and for no other."""
+    SERVICE.tenants.clear()
+    for key in KEYS[:2]:
+        ask(url, key)
+        body = {"model": "fake/model", "messages": [{"role": "user", "content": "x"}], "cache_salt": "salt"}
+        answer = httpx.post(f"{url}/v1/messages/count_tokens", json=body, headers=bearer(key))
+        assert answer.json() == {"input_tokens": 1}
+        assert SERVICE.requests[-1].cache_salt == "salt"
+    asked, counted, asked_other, counted_other = SERVICE.tenants
+    assert asked == counted != asked_other == counted_other
+
+
 def test_anthropic_s_header_does_as_well(url: str) -> None:
     assert httpx.get(f"{url}/v1/models", headers={"x-api-key": "beta-key"}).status_code == 200
     assert httpx.get(f"{url}/v1/models", headers={"x-api-key": "gamma-key"}).status_code == 401
@@ -85,10 +98,43 @@ def test_health_needs_no_key(url: str) -> None:
     assert [httpx.get(url + path).status_code for path in ("/health", "/ready", "/version")] == [200] * 3
 
 
+def test_health_shows_nothing_of_what_runs(url: str) -> None:
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_one_of_several_keys_does_not_see_what_the_others_do(url: str) -> None:
+    answer = httpx.get(f"{url}/metrics", headers=bearer("alpha-key"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+    assert "agentkv_" not in answer.text
+
+
+def test_the_only_key_sees_its_own_metrics_and_so_does_everybody_without_keys() -> None:
+    with running_server(FakeService(), ServerSettings(api_keys=("one-key",))) as url:
+        assert "agentkv_running_chats 0.0" in httpx.get(f"{url}/metrics", headers=bearer("one-key")).text
+    with running_server(FakeService()) as url:
+        assert httpx.get(f"{url}/metrics").status_code == 200
+
+
+@pytest.mark.parametrize("api_keys", [(), ("one-key",), KEYS])
+def test_the_metrics_key_opens_the_metrics_and_nothing_else(api_keys: tuple[str, ...]) -> None:
+    settings = ServerSettings.from_values(api_keys=api_keys, metrics_key="for-prometheus")
+    with running_server(FakeService(), settings) as url:
+        answers = [httpx.get(f"{url}/metrics", headers=bearer(key)) for key in ("for-prometheus", "one-key", "x")]
+        assert [answer.status_code for answer in answers] == [200, 401, 401]
+        assert httpx.get(f"{url}/metrics").status_code == 401
+        models = httpx.get(f"{url}/v1/models", headers=bearer("for-prometheus"))
+        assert models.status_code == (401 if api_keys else 200)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"api_keys": ("", "x")},
+        {"metrics_key": " "},
         {"tenant_salt": "short"},
         {"max_body_bytes": 10},
         {"max_chats_per_key": 0},

@@ -63,6 +63,23 @@ def test_half_a_request_is_given_up(impatient: tuple[str, FakeService], sent: by
     assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]["code"] == "timeout"
 
 
+def test_half_a_request_behind_a_whole_one_is_given_up(impatient: tuple[str, FakeService]) -> None:
+    with closing(connect(impatient[0])) as sock:
+        sock.sendall(request(chat()) + request(chat())[:-5])
+        started = time.monotonic()
+        answer = read_all(sock)
+    assert time.monotonic() - started < 5
+    assert answer.count(b"HTTP/1.1") == 2
+    assert b"200 OK" in answer
+    assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]["code"] == "timeout"
+
+
+def test_two_requests_at_once_get_two_answers(impatient: tuple[str, FakeService]) -> None:
+    with closing(connect(impatient[0])) as sock:
+        sock.sendall(request(chat()) + request(chat(), "Connection: close"))
+        assert read_all(sock).count(b"200 OK") == 2
+
+
 def test_a_reader_that_stops_is_dropped_and_its_chat_ends(impatient: tuple[str, FakeService]) -> None:
     url, service = impatient
     words = " ".join(["x" * 1000] * 4)
