@@ -94,7 +94,7 @@ class ServeOptions:
     max_prompt_tokens: Annotated[int | None, _option("Most tokens of a prompt.", "no limit", metavar="TOKENS")] = None
     max_reply_tokens: Annotated[int | None, _option("Most tokens of a reply.", "no limit", metavar="TOKENS")] = None
     max_sequences: Annotated[int | None, _option("Chats that the engine runs at once.", "64", metavar="CHATS")] = None
-    max_chats: Annotated[int | None, _option("Requests under way at once; more get 503.", "1024")] = None
+    max_chats: Annotated[int | None, _option("Chats under way at once; more get 503.", "1024")] = None
     max_chats_per_key: Annotated[int | None, _option("Of one key; more get 429.", "no limit", metavar="INTEGER")] = None
     max_kept_per_tenant: Annotated[
         str | None, _option("Kept KV of one key, whose oldest goes first.", "no limit", metavar="SIZE")

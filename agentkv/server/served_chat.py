@@ -1,7 +1,7 @@
 """Chats that run on behalf of an HTTP client: they end when the client goes, and each is counted once."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -103,11 +103,19 @@ class ServedChats:
     Args:
         chats: as submitted.
         settings: how long they may take.
+        leave: leaves them, and gives back the room that they took.
         choices_each: so many, one after the other, have one prompt.
     """
 
-    def __init__(self, chats: Sequence[ServedChat], settings: ServerSettings, choices_each: int | None = None) -> None:
+    def __init__(
+        self,
+        chats: Sequence[ServedChat],
+        settings: ServerSettings,
+        leave: Callable[[], None],
+        choices_each: int | None = None,
+    ) -> None:
         self._chats = tuple(chats)
+        self._leave = leave
         self._choices_each = choices_each or len(self._chats)
         self._first_token_timeout = settings.first_token_timeout
         self._request_timeout = settings.request_timeout
@@ -137,8 +145,7 @@ class ServedChats:
             watching.cancel()
             for timer in timers:
                 timer.cancel()
-            for chat in self._chats:
-                chat.leave()
+            self._leave()
 
     async def deltas(self) -> AsyncGenerator[tuple[int, ChatDelta]]:
         """Pieces of all replies as they come, each with the place of its chat.

@@ -47,7 +47,7 @@ class Serving:
             choices_each: choices of each prompt; None where all have the same.
 
         Raises:
-            ApiError: what can never run.
+            ApiError: what can never run, or has no room now.
         """
         asked, most = choices_each or len(requests), self.settings.max_choices
         if asked > most:
@@ -55,13 +55,13 @@ class Serving:
             raise ApiError(400, message, param="n", code="invalid_value")
         started: list[ServedChat] = []
         with ExitStack() as undo:
+            undo.enter_context(self.auth.room_for(tenant, len(requests)))
             for request in requests:
                 # In a thread: tokenising a long prompt takes a while, and other streams go on meanwhile.
                 stream = await asyncio.to_thread(self.service.submit, request, tenant=tenant)
                 started.append(ServedChat(stream, Counting(self.metrics, self.statistics, tenant)))
                 undo.callback(started[-1].leave)
-            undo.pop_all()
-        return ServedChats(started, self.settings, choices_each)
+            return ServedChats(started, self.settings, undo.pop_all().close, choices_each)
 
     def refusal(self, error: Exception) -> ApiError:
         """The answer to a request of which no chat ran, counted."""

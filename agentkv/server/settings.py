@@ -23,7 +23,8 @@ class ServerSettings(Settings):
             everybody, where there is none), and nobody where there are several.
         tenant_salt: secret from which tenants are derived, for servers that share kept KV; None draws one.
         max_body_bytes: largest request body; larger ones get 413.
-        max_chats_per_key: chats (and embeddings) of one key that run or wait at once; more get 429. None: no limit.
+        max_chats_per_key: chats of one key that run or wait at once, each of several replies (`n`) counted; requests of
+            other kinds count as one. More get 429. None: no limit.
         max_chats: the same over all keys; more get 503.
         max_choices: most replies (`n`) of one request.
         max_embedding_inputs: most texts of one embeddings request.

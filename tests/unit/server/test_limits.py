@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from agentkv.errors import InvalidRequest
 from agentkv.server.settings import ServerSettings
 from fakes import FakeService, eventually, running_server
 
@@ -60,6 +61,24 @@ def test_a_key_has_only_so_much_running_and_so_have_all(limited: tuple[str, Fake
         assert int(late.headers["retry-after"]) >= 1
     service.hold_after = None
     assert eventually(lambda: ask(url, "first").status_code == 200)
+
+
+def test_every_reply_of_a_request_counts(limited: tuple[str, FakeService]) -> None:
+    url, service = limited
+    never = ask(url, "first", n=3)
+    assert (never.status_code, error_of(never)["param"]) == (400, "n")
+    service.hold_after = 1
+    body, headers = CHAT | {"stream": True, "n": 2}, {"Authorization": "Bearer first"}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as two:
+        assert two.status_code == 200
+        assert error_of(ask(url, "first"))["code"] == "rate_limit_exceeded"
+        assert error_of(ask(url, "second", n=2))["code"] == "overloaded"
+    service.hold_after = None
+    assert eventually(lambda: ask(url, "first", n=2).status_code == 200)
+    service.refuse = InvalidRequest("no")
+    assert [ask(url, "first", n=2).status_code for _ in range(3)] == [400] * 3
+    service.refuse = None
+    assert ask(url, "first", n=2).status_code == 200
 
 
 def test_a_chat_that_never_gets_its_turn_is_told_so(limited: tuple[str, FakeService]) -> None:
