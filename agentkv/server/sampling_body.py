@@ -1,20 +1,34 @@
 """The fields of a request body that say how tokens are chosen: the same in every family of endpoints."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from agentkv.sampling import Sampling
-from agentkv.server.errors import ApiError
 
 MOST_DIGITS = 10
 """Of a token's number: no vocabulary has more."""
+
+MOST_BIAS = 100
+"""OpenAI's limit of a token's bias."""
 
 MOST_CHOICES = 128
 """OpenAI's limit of `n`."""
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def biases(value: Any) -> Any:
+    """`logit_bias`, refused at its first entry that is wrong: a body may hold millions."""
+    for token, bias in value.items() if isinstance(value, dict) else ():
+        if not (token.isascii() and token.isdecimal() and len(token) <= MOST_DIGITS):
+            raise PydanticCustomError("logit_bias", "{token} is no token: give numbers of tokens", {"token": token[:40]})
+        if not isinstance(bias, int | float) or isinstance(bias, bool) or not -MOST_BIAS <= bias <= MOST_BIAS:
+            message = "the bias of token {token} is none: give a number of -{most} to {most}"
+            raise PydanticCustomError("logit_bias", message, {"token": token, "most": MOST_BIAS})
+    return value
 
 
 class SamplingBody(BaseModel):
@@ -31,16 +45,12 @@ class SamplingBody(BaseModel):
     repetition_penalty: Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(biases)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
 
     def sampling(self, logprobs: int | None) -> Sampling:
-        """The parameters that were given.
-
-        Raises:
-            ApiError: 400, a token of `logit_bias` that is no number.
-        """
+        """The parameters that were given."""
         given = {
             "top_p": self.top_p,
             "top_k": max(self.top_k or 0, 0),  # -1, too, is all
@@ -48,7 +58,7 @@ class SamplingBody(BaseModel):
             "repetition_penalty": self.repetition_penalty,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
-            "logit_bias": self._bias(),
+            "logit_bias": {int(token): bias for token, bias in (self.logit_bias or {}).items()},
             "min_tokens": self.min_tokens,
             "ignore_eos": self.ignore_eos,
             "logprobs": logprobs,
@@ -58,11 +68,3 @@ class SamplingBody(BaseModel):
     def seed_of(self, choice: int) -> int | None:
         """Each choice has a seed of its own; the first has the one that was given."""
         return None if self.seed is None else (self.seed + choice + 2**63) % 2**64 - 2**63
-
-    def _bias(self) -> dict[int, float]:
-        bias = self.logit_bias or {}
-        for token in bias:
-            if not (token.isascii() and token.isdecimal() and len(token) <= MOST_DIGITS):
-                message = f"logit_bias names the token {token!r}: give the number of a token, as a string"
-                raise ApiError(400, message, param="logit_bias", code="invalid_value")
-        return {int(token): value for token, value in bias.items()}

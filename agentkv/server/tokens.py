@@ -20,10 +20,17 @@ class TokenizeBody(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[MessageBody], Field(min_length=1)] | None = None
+    messages: Annotated[list[MessageBody], Field(min_length=1, fail_fast=True)] | None = None
     add_special_tokens: Literal[False] | None = None
     add_generation_prompt: Literal[True] | None = None
     return_token_strs: bool | None = None
+
+    def check_length(self, most: int) -> None:
+        """Raises ApiError 400 for more characters than `most`."""
+        texts = [self.prompt or "", *(message.content for message in self.messages or ())]
+        if (count := sum(map(len, texts))) > most:
+            message = f"the text has {count} characters, and at most {most} are tokenised at once: send it in parts"
+            raise ApiError(400, message, param="messages" if self.messages else "prompt", code="invalid_value")
 
 
 class DetokenizeBody(BaseModel):
@@ -32,7 +39,7 @@ class DetokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
 
 
 def token_routes(serving: Serving, service: HostedService) -> APIRouter:
@@ -46,6 +53,7 @@ def token_routes(serving: Serving, service: HostedService) -> APIRouter:
             serving.check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages", param="prompt", code="invalid_value")
+        body.check_length(serving.settings.max_tokenize_characters)
         text = body.prompt if body.messages is None else [message.to_message() for message in body.messages]
         token_ids = await asyncio.to_thread(service.texts.tokenize, text or "", tenant=tenant)
         return {
@@ -60,6 +68,9 @@ def token_routes(serving: Serving, service: HostedService) -> APIRouter:
         body = await serving.read(request, DetokenizeBody)
         if body.model is not None:
             serving.check_model(body.model)
+        if len(body.tokens) > (most := serving.settings.max_tokenize_characters):
+            message = f"tokens has {len(body.tokens)} ids, and at most {most} are taken at once: send them in parts"
+            raise ApiError(400, message, param="tokens", code="invalid_value")
         return {"prompt": await asyncio.to_thread(service.texts.detokenize, body.tokens)}
 
     return router

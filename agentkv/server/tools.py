@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from agentkv.api import Tool, ToolUse
+from agentkv.server.bounded import MOST_TOOLS
 from agentkv.server.errors import ApiError
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
@@ -69,7 +70,7 @@ class AllowedTools(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     mode: Literal["auto", "required"]
-    tools: list[NamedTool]
+    tools: Annotated[list[NamedTool], Field(max_length=MOST_TOOLS, fail_fast=True)]
 
 
 class AllowedToolsChoice(BaseModel):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from agentkv.api import ChatMessage, ChatRequest, Reuse
+from agentkv.server.bounded import MOST_TOOLS, Stops, TemplateOptions
 from agentkv.server.chat.tools import FormatBody, ToolCallBody, ToolChoiceBody, to_response_format, to_tool_use
 from agentkv.server.errors import ApiError
 from agentkv.server.fields import CHAT_FIELDS, MESSAGE_FIELDS, STREAM_OPTIONS
@@ -66,18 +67,16 @@ class ChatBody(SamplingBody):
     messages: Annotated[list[MessageBody], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]], BeforeValidator(stop_strings), Field(max_length=16, default=[])
-    ]
+    stop: Annotated[Stops, BeforeValidator(stop_strings), Field(default=[])]
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
-    tools: Annotated[list[ToolBody], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[ToolBody], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoiceBody | None = None
     parallel_tool_calls: bool | None = None
     response_format: FormatBody | None = None
-    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     cache_salt: Label | None = None
     agent_hint: Label | None = None
     session_id: Label | None = None

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from agentkv.api import ChatRequest
+from agentkv.server.bounded import Stops
 from agentkv.server.chat.body import Label, VendorBody, stop_strings
 from agentkv.server.errors import ApiError
 from agentkv.server.fields import COMPLETION_FIELDS, STREAM_OPTIONS
@@ -46,15 +47,13 @@ class CompletionBody(SamplingBody):
     model: str
     prompt: Annotated[
         list[Annotated[Prompt, BeforeValidator(one_prompt)]],
+        Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True),
         BeforeValidator(prompts),
-        Field(min_length=1, max_length=MOST_PROMPTS),
     ]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]], BeforeValidator(stop_strings), Field(max_length=16, default=[])
-    ]
+    stop: Annotated[Stops, BeforeValidator(stop_strings), Field(default=[])]
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     best_of: int | None = None

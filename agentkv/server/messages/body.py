@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from agentkv.api import ChatMessage, ChatRequest, Tool, ToolCall, ToolUse
 from agentkv.sampling import Sampling
+from agentkv.server.bounded import MOST_TOOLS, Stops
 from agentkv.server.chat.body import Label, VendorBody
 from agentkv.server.fields import ANTHROPIC_FIELDS
 from agentkv.server.text_parts import join_parts
@@ -134,7 +135,7 @@ class PromptBody(BaseModel):
     model: str
     messages: Annotated[list[MessageBody], Field(min_length=1, fail_fast=True)]
     system: Text = ""
-    tools: Annotated[list[AnthropicTool], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[AnthropicTool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoiceBody | None = None
     thinking: ThinkingBody | None = None
     cache_salt: Label | None = None
@@ -177,7 +178,7 @@ class AnthropicBody(PromptBody):
     """A request for a message. Fields beyond these are passed or refused by `ANTHROPIC_FIELDS`."""
 
     max_tokens: Annotated[int, Field(ge=1)]
-    stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] | None = None
+    stop_sequences: Stops | None = None
     temperature: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from agentkv.api import ChatMessage, ChatRequest, ResponseFormat, ToolUse
 from agentkv.sampling import Sampling
+from agentkv.server.bounded import MOST_TOOLS, Metadata, TemplateOptions
 from agentkv.server.chat.body import Label, VendorBody
 from agentkv.server.chat.tools import any_object
 from agentkv.server.fields import RESPONSE_FIELDS
@@ -33,7 +34,7 @@ class AllowedChoice(BaseModel):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[NamedChoice]
+    tools: Annotated[list[NamedChoice], Field(max_length=MOST_TOOLS, fail_fast=True)]
 
 
 class PlainFormat(BaseModel):
@@ -74,7 +75,7 @@ class ResponseBody(BaseModel):
     model: str
     input: Annotated[list[Item], Field(fail_fast=True), BeforeValidator(_items)]
     instructions: str | None = None
-    tools: Annotated[list[ResponseTool], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[ResponseTool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Choice | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextBody | None = None
@@ -85,8 +86,8 @@ class ResponseBody(BaseModel):
     stream: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
-    metadata: dict[str, str] | None = None
-    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    metadata: Metadata | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     cache_salt: Label | None = None
     agent_hint: Label | None = None
     agentkv: VendorBody | None = None

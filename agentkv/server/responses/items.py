@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from agentkv.api import ChatMessage, ToolCall
 from agentkv.server.text_parts import join_parts
@@ -55,7 +55,7 @@ class ReasoningItem(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     type: Literal["reasoning"]
-    content: list[dict[str, Any]] | None = None
+    content: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
 
     @property
     def text(self) -> str:

@@ -27,7 +27,7 @@ class WarmBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str | None = None
-    messages: Annotated[list[MessageBody], Field(min_length=1)]
+    messages: Annotated[list[MessageBody], Field(min_length=1, fail_fast=True)]
     agent_hint: Label | None = None
     session_id: Label | None = None
     cache_salt: Label | None = None
