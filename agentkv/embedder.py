@@ -69,12 +69,10 @@ class Embedder:
         future = self._running.pop(output.request_id, None)
         if future is None or not future.set_running_or_notify_cancel():
             return True
-        if output.pooled is None or output.sources is None:
-            future.set_exception(InvalidRequest(str(output.error), param="input"))
-            return True
-        vector = output.pooled.numpy().astype(np.float32)
-        norm = float(np.linalg.norm(vector))
-        future.set_result(Embedding(vector=vector / norm if norm else vector, num_tokens=output.sources.prompt))
+        try:
+            future.set_result(_embedding(output))
+        except Exception as error:  # a fault ends this request, not the thread
+            future.set_exception(error)
         return True
 
     def fail_all(self, error: Exception) -> None:
@@ -119,3 +117,11 @@ class Embedder:
                 param="input",
             )
         return token_ids
+
+
+def _embedding(output: StepOutput) -> Embedding:
+    if output.pooled is None or output.sources is None:
+        raise InvalidRequest(str(output.error), param="input")
+    vector = output.pooled.numpy().astype(np.float32)
+    norm = float(np.linalg.norm(vector))
+    return Embedding(vector=vector / norm if norm else vector, num_tokens=output.sources.prompt)

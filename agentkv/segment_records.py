@@ -9,7 +9,6 @@ from agentkv.owner import tenant_of
 from agentkv.segment import Segment
 from agentkv.store.store import SegmentKey
 
-
 MOST_THREADS = 64
 """That a segment remembers: callers name threads, and a text that all read would gather them without end."""
 

@@ -255,9 +255,7 @@ class Service:
         """A fault of ours that struck one chat: the others go on."""
         _logger.exception("chat %s failed", chat.request.request_id, exc_info=error)
         self._engine.abort(chat.request.request_id)
-        failure = ServiceClosed(
-            f"this chat failed by a fault of the service ({type(error).__name__}: {error}): ask again"
-        )
+        failure = ServiceClosed("this chat failed by a fault of the service, which its log tells: ask again")
         failure.__cause__ = error
         self._end(chat, failure)
 
@@ -317,7 +315,8 @@ class Service:
             self._admit(waiting)
 
     def _on_failure(self, error: Exception) -> None:
-        failure = ServiceClosed(f"the engine failed and the service stopped ({type(error).__name__}: {error})")
+        _logger.critical("the engine failed, the service stops", exc_info=error)
+        failure = ServiceClosed("the engine failed and the service stopped, its log tells why: start it again")
         failure.__cause__ = error
         self._fail_all(failure)
 

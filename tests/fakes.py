@@ -42,6 +42,7 @@ class FakeEmbedder:
 
     def __init__(self) -> None:
         self.hold = False
+        self.fault: Exception | None = None
         self.futures: list[Future[Embedding]] = []
 
     def submit(self, inputs: Sequence[str | Sequence[int]], *, tenant: str = "") -> list["Future[Embedding]"]:
@@ -49,7 +50,9 @@ class FakeEmbedder:
         for text in inputs:
             future: Future[Embedding] = Future()
             vector = np.asarray([len(text), 1, 2, 2], dtype=np.float32)
-            if not self.hold:
+            if self.fault is not None:
+                future.set_exception(self.fault)
+            elif not self.hold:
                 future.set_result(Embedding(vector=vector / np.linalg.norm(vector), num_tokens=len(text)))
             futures.append(future)
         self.futures += futures
@@ -102,6 +105,7 @@ class FakeService:
         script: the pieces of the reply to a request: texts, or deltas where there is more than text.
         refuse: raised by `submit`.
         fail_after: pieces after which `failure` is raised in the stream.
+        fails: which chats fail then.
         hold_after: pieces after which a stream waits until it is cancelled.
     """
 
@@ -110,6 +114,7 @@ class FakeService:
     context_length: int = 4096
     refuse: Exception | None = None
     fail_after: int | None = None
+    fails: Callable[[ChatRequest], bool] = lambda _: True
     failure: Exception = field(default_factory=lambda: ServiceClosed("the engine failed"))
     hold_after: int | None = None
     status: str = "ok"
@@ -187,7 +192,8 @@ class FakeStream:
 
     def _at(self, index: int) -> bool:
         """Raise if it is time to fail; whether it is time to hold."""
-        if self._service.fail_after == index and not self.cancelled.is_set():
+        failing = self._service.fail_after == index and self._service.fails(self._request)
+        if failing and not self.cancelled.is_set():
             raise self._service.failure
         return self._service.hold_after == index
 

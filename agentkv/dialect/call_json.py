@@ -80,10 +80,10 @@ class CallObject:
     def _pieces(self, new: str) -> Iterator[ToolCallDelta]:
         if self._arguments is not None:
             yield from self._more_arguments(new)
-        elif (header := _HEADER.match(self.text)) is not None:
+        elif (header := _HEADER.match(self.text)) is not None and (name := _read_name(header[1])) is not None:
             self.named = True
             self._arguments = ObjectScanner()
-            yield ToolCallDelta(index=self._index, call_id="", name=json.loads(header[1]))
+            yield ToolCallDelta(index=self._index, call_id="", name=name)
             yield from self._more_arguments(self.text[header.end() :])
         elif self.complete and (call := _read_call(self.text)) is not None:
             self.named = True
@@ -97,14 +97,26 @@ class CallObject:
         yield ToolCallDelta(index=self._index, arguments=new[:end])
 
 
+def _read_name(text: str) -> str | None:
+    """The name that a JSON string is, or None where it is none: a bad escape, half a surrogate pair."""
+    try:
+        name: str = json.loads(text)
+        name.encode("utf-8")
+    except ValueError:
+        return None
+    return name
+
+
 def _read_call(text: str) -> tuple[str, str] | None:
     """Name and arguments of a complete object, or None where it is no call."""
     try:
         call: Any = json.loads(text)
-    except (ValueError, RecursionError):
+        name = call.get("name") if isinstance(call, dict) else None
+        if not isinstance(name, str):
+            return None
+        given = call.get("arguments", call.get("parameters", {}))
+        arguments = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
+        (name + arguments).encode("utf-8")
+    except (ValueError, RecursionError):  # no JSON, too deep, or half a surrogate pair, which is no text
         return None
-    name = call.get("name") if isinstance(call, dict) else None
-    if not isinstance(name, str):
-        return None
-    arguments = call.get("arguments", call.get("parameters", {}))
-    return name, arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+    return name, arguments

@@ -71,11 +71,11 @@ class HermesReader:
             calls += pieces
         if not call.complete:
             return False, ""
-        _, tag, behind = self._text.partition(CLOSE)
+        between, tag, behind = self._text.partition(CLOSE)
         if not tag:
             return False, ""
         self._text, self._call = behind, None
         if not call.named:
-            return True, OPEN + call.text + CLOSE
+            return True, OPEN + call.text + between + CLOSE
         self._num_calls += 1
         return True, ""

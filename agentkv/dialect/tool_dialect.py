@@ -69,6 +69,8 @@ class ToolDialect(Protocol):
 
 def _spaced(arguments: str) -> str:
     try:
-        return json.dumps(json.loads(arguments), ensure_ascii=False)
-    except ValueError:  # what a model wrote, cut off or broken: it stays as it was
+        spaced = json.dumps(json.loads(arguments), ensure_ascii=False)
+        spaced.encode("utf-8")
+    except (ValueError, RecursionError):  # cut off, broken, too deep, or half a surrogate pair: it stays as it was
         return arguments
+    return spaced

@@ -54,7 +54,9 @@ def create_app(service: HostedService, settings: ServerSettings | None = None, g
     settings = settings or ServerSettings()
     gate = gate or make_gate(settings)
     metrics = Metrics(
-        max_agent_labels=settings.max_agent_labels, kv_bytes=lambda: _kv_bytes(service), running=lambda: gate.num_running
+        max_agent_labels=settings.max_agent_labels,
+        kv_bytes=lambda: _kv_bytes(service),
+        running=lambda: gate.num_running,
     )
     app = FastAPI(title="agentkv", version=agentkv.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     install_error_handlers(app)

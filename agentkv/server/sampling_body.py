@@ -24,7 +24,9 @@ def biases(value: Any) -> Any:
     """`logit_bias`, refused at its first entry that is wrong: a body may hold millions."""
     for token, bias in value.items() if isinstance(value, dict) else ():
         if not (token.isascii() and token.isdecimal() and len(token) <= MOST_DIGITS):
-            raise PydanticCustomError("logit_bias", "{token} is no token: give numbers of tokens", {"token": token[:40]})
+            raise PydanticCustomError(
+                "logit_bias", "{token} is no token: give numbers of tokens", {"token": token[:40]}
+            )
         if not isinstance(bias, int | float) or isinstance(bias, bool) or not -MOST_BIAS <= bias <= MOST_BIAS:
             message = "the bias of token {token} is none: give a number of -{most} to {most}"
             raise PydanticCustomError("logit_bias", message, {"token": token, "most": MOST_BIAS})

@@ -28,6 +28,7 @@ class ServerSettings(Settings):
         max_chats: the same over all keys; more get 503.
         max_choices: most replies (`n`) of one request.
         max_embedding_inputs: most texts of one embeddings request.
+        max_stored_bytes_per_key: most bytes of responses of one key that `/v1/responses` stores to be continued.
         max_tokenize_characters: most characters of one `/tokenize`, and tokens of one `/detokenize`.
         first_token_timeout: seconds that a chat may wait for its first token, its prompt's prefill included.
         request_timeout: seconds that a chat may take.
@@ -48,6 +49,7 @@ class ServerSettings(Settings):
     max_chats: int = Field(default=1024, ge=1)
     max_choices: int = Field(default=16, ge=1)
     max_embedding_inputs: int = Field(default=2048, ge=1)
+    max_stored_bytes_per_key: ByteSize = Field(default=ByteSize(64 << 20), ge=0)
     max_tokenize_characters: int = Field(default=1 << 20, ge=1)
     first_token_timeout: Seconds = 300.0
     request_timeout: Seconds = 1800.0

@@ -164,15 +164,15 @@ class ThreadPins:
 
     def _pin_all(self, thread: str, pinned: list[str]) -> None:
         for each in self._segments.list():
-            if thread in each.threads and not each.pinned and self._pin(each.segment_id):
-                pinned.append(each.segment_id)
+            if thread in each.threads and not each.pinned:
+                self._pin(each.segment_id, pinned)
 
-    def _pin(self, segment_id: str) -> bool:
+    def _pin(self, segment_id: str, pinned: list[str]) -> None:
         try:
             self._segments.pin(segment_id)
         except InvalidRequest:  # dropped since it was listed, or no budget left for pins
-            return False
-        return True
+            return
+        pinned.append(segment_id)
 
     def _unpin_left(self) -> None:
         """End the pins that nobody holds; those that can't be ended now stay for the next time."""

@@ -11,7 +11,7 @@ import pytest
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
-from agentkv.api import ChatMessage, ResponseFormat, Tool, ToolCall, ToolUse
+from agentkv.api import ChatDelta, ChatMessage, ResponseFormat, Tool, ToolCall, ToolCallDelta, ToolUse
 from agentkv.errors import ContextTooLong
 from agentkv.server.settings import ServerSettings
 from fakes import FakeService, running_server
@@ -229,6 +229,18 @@ def test_messages_with_tools_whole_and_streamed(claude: anthropic.Anthropic, ser
     assert request.tools == ToolUse(tools=(LEVEL,), choice="required", only=("level",), parallel=False)
     assert request.messages[1].tool_calls[0] == ToolCall(call_id="call_1", name="level", arguments=ARGUMENTS[0])
     assert request.messages[2] == ChatMessage(role="tool", content="17 cm", tool_call_id="call_1")
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', '{"a": ' + "[" * 100_000, "[1]", '{"a": ']
+)
+def test_arguments_that_are_no_json_object_are_an_empty_input(
+    claude: anthropic.Anthropic, service: FakeService, arguments: str
+) -> None:
+    call = ToolCallDelta(index=0, call_id="call_1", name="level", arguments=arguments)
+    service.script = lambda _: [ChatDelta(tool_calls=(call,))]
+    reply = claude.messages.create(model=MODEL, max_tokens=9, messages=USER, tools=ANTHROPIC_TOOLS)
+    assert [block.input for block in reply.content if block.type == "tool_use"] == [{}]
 
 
 def test_errors_of_messages(claude: anthropic.Anthropic, url: str, service: FakeService) -> None:

@@ -164,15 +164,19 @@ def test_a_wild_temperature_or_seed_hurts_nobody(service: Service) -> None:
     assert service.health()["status"] == "ok"
 
 
-def test_a_fault_that_strikes_one_chat_leaves_the_others(service: Service, monkeypatch) -> None:
+def test_a_fault_that_strikes_one_chat_leaves_the_others_and_is_the_log_s_to_tell(
+    service: Service, monkeypatch, caplog
+) -> None:
     def broken(*_: object) -> None:
         raise ValueError("planted")
 
     other = service.submit(ChatRequest(messages=messages("You write.", REPORT), max_tokens=200, reuse=Reuse.OFF))
     with monkeypatch.context() as patch:
         patch.setattr(service._keeper, "keep_prompt", broken)
-        with pytest.raises(ServiceClosed, match="ValueError"):
+        with pytest.raises(ServiceClosed, match="its log") as caught:
             ask(service, *messages("You read.", REPORT))
+    assert "planted" not in str(caught.value)
+    assert "ValueError: planted" in caplog.text
     assert list(other)[-1].finish_reason in ("stop", "length")
     ask(service, *messages("You read.", REPORT))
 
@@ -292,7 +296,19 @@ def test_closing_ends_running_chats_with_a_clear_error(small_model) -> None:
     service.close()
 
 
-def test_an_engine_that_fails_fails_loudly_and_nothing_hangs(small_model, monkeypatch) -> None:
+def test_a_fault_that_strikes_an_embedding_ends_it_alone(service: Service, monkeypatch) -> None:
+    def broken(**_: object) -> None:
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as planted:
+        planted.setattr("agentkv.embedder.Embedding", broken)
+        (future,) = service.embedder.submit(["one"])
+        assert isinstance(future.exception(timeout=60), RuntimeError)
+    (future,) = service.embedder.submit(["one"])
+    assert future.result(timeout=60).num_tokens > 0
+
+
+def test_an_engine_that_fails_fails_loudly_and_nothing_hangs(small_model, monkeypatch, caplog) -> None:
     service = Service.open(small_model("qwen2"), ServiceConfig(kv_memory=64 << 20))
 
     def broken() -> None:
@@ -303,8 +319,10 @@ def test_an_engine_that_fails_fails_loudly_and_nothing_hangs(small_model, monkey
     with contextlib.suppress(ServiceClosed):  # it may have come before or after the failure
         streams.append(service.submit(ChatRequest(messages=messages("You read.", REPORT))))
     for stream in streams:
-        with pytest.raises(ServiceClosed, match="fell off the bus"):
+        with pytest.raises(ServiceClosed, match="its log") as caught:
             list(stream)
+        assert "fell off the bus" in str(caught.value.__cause__)
+    assert "fell off the bus" in caplog.text
     with pytest.raises(ServiceClosed):
         service.memory()
     assert service.health()["status"] == "closed"

@@ -5,6 +5,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic_core import from_json
+
 from agentkv.api import ChatDelta, Usage
 from agentkv.wire import vendor_object
 
@@ -85,11 +87,15 @@ class MessageReply:
             yield {"type": "content_block_stop", "index": len(self._blocks) - 1}
 
 
-def _read(arguments: str) -> Any:
+def _read(arguments: str) -> dict[str, Any]:
+    """The object that arguments are; empty where they are none that JSON can hold: cut off by `max_tokens`, too deep,
+    infinite numbers, half a surrogate pair."""
     try:
-        return json.loads(arguments or "{}")
-    except ValueError:  # cut off by max_tokens
+        read = from_json(arguments or "{}", allow_inf_nan=False)
+        json.dumps(read, allow_nan=False)  # 1e999 is infinite, too
+    except (ValueError, RecursionError):
         return {}
+    return read if isinstance(read, dict) else {}
 
 
 def _stop(last: ChatDelta) -> dict[str, Any]:

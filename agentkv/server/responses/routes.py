@@ -21,7 +21,7 @@ Done = Callable[[dict[str, Any]], None]
 def response_routes(serving: Serving) -> APIRouter:
     """The routes of responses."""
     router = APIRouter()
-    store = ResponseStore()
+    store = ResponseStore(serving.settings.max_stored_bytes_per_key)
 
     @router.post("/v1/responses")
     async def create_response(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> Response:
@@ -39,7 +39,7 @@ def response_routes(serving: Serving) -> APIRouter:
         def done(response: dict[str, Any]) -> None:
             if body.store is not False:
                 conversation = (*before, *body.new_messages, reply.message())
-                store.put(tenant, StoredResponse(response=response, conversation=conversation))
+                store.put(tenant, StoredResponse.of(response, conversation))
 
         if body.stream:
             return EventStream(chats, _events(chats, reply, done))
@@ -53,8 +53,8 @@ def response_routes(serving: Serving) -> APIRouter:
         return JSONResponse(response)
 
     @router.get("/v1/responses/{response_id}")
-    async def retrieve_response(response_id: str, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:
-        return store.get(tenant, response_id).response
+    async def retrieve_response(response_id: str, tenant: Annotated[str, Depends(serving.auth)]) -> Response:
+        return Response(store.get(tenant, response_id).body, media_type="application/json")
 
     @router.delete("/v1/responses/{response_id}")
     async def delete_response(response_id: str, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:

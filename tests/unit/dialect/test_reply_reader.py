@@ -28,6 +28,24 @@ def read(pieces: list[str], dialect: ToolDialect | None = None, *, thinks: bool 
     return collected.reasoning, collected.text, [(call.name, call.arguments) for call in collected.tool_calls]
 
 
+NO_CALLS = [
+    '{"name": "\\x", "arguments": {}}',
+    '{"name": "\\ud800", "arguments": {}}',
+    '{"name": "a\tb", "arguments": {}}',
+    '{"arguments": {"a": "\\ud800"}, "name": "f"}',
+    '{"arguments": ' + "[" * 20_000 + "]" * 20_000 + ', "name": "f"}',
+    '{"arguments": "\\ud800", "name": "f"}',
+]
+
+
+@pytest.mark.parametrize("written", NO_CALLS, ids=range(len(NO_CALLS)))
+def test_an_object_that_no_text_can_hold_is_content(written: str) -> None:
+    for dialect, text in ((LLAMA, written), (HERMES, tag(written))):
+        _, content, calls = read([text], dialect)
+        assert (content.strip(), calls) == (text, [])
+        content.encode("utf-8")
+
+
 def tag(body: str) -> str:
     return f"<tool_call>\n{body}\n</tool_call>"
 
@@ -43,7 +61,7 @@ HERMES_CASES = [
     (tag('{"name": "g", "arguments": "{\\"x\\": 1}"}'), "", [("g", '{"x": 1}')]),
     (tag('{"name": "g"}'), "", [("g", "{}")]),
     (tag("no call at all"), tag("no call at all"), []),
-    (tag('{"nome": "g"}'), '<tool_call>\n{"nome": "g"}</tool_call>', []),
+    (tag('{"nome": "g"}'), '<tool_call>\n{"nome": "g"}\n</tool_call>', []),
     ('<tool_call>\n{"name": "f", "arguments": {"a": "cut', "", [("f", '{"a": "cut')]),
     ('<tool_call>\n{"na', '<tool_call>\n{"na', []),
     ("a < b and <tool", "a < b and <tool", []),

@@ -58,6 +58,17 @@ def test_written_out_calls_are_what_the_template_writes() -> None:
     assert [tool["function"]["name"] for tool in variables["tools"]] == ["search"]
 
 
+@pytest.mark.parametrize(
+    "arguments", ["[" * 100_000, '{"a": "\\ud800"}', '{"a": ' + "1" * 5000 + "}", "{", '{"a": NaN}']
+)
+def test_arguments_of_any_text_come_back_as_text(arguments: str) -> None:
+    call = ToolCall(call_id="1", name="f", arguments=arguments)
+    message = ChatMessage(role="assistant", content="", tool_calls=(call,))
+    messages, _ = speech(QWEN).write(ChatRequest(messages=(*HISTORY[:2], message)), nothing)
+    assert arguments in messages[-1].content
+    messages[-1].content.encode("utf-8")
+
+
 def test_words_that_were_said_are_said_again() -> None:
     messages, _ = speech(QWEN).write(ChatRequest(messages=HISTORY), lambda _: "the very words")
     assert messages[2].content == "the very words"

@@ -69,6 +69,13 @@ def test_hanging_up_on_embeddings_cancels_them(http: httpx.Client, service: Fake
     )
 
 
+def test_a_fault_of_an_embedding_is_told_without_its_inside(http: httpx.Client, service: FakeService) -> None:
+    service.embedder.fault = RuntimeError("secret path")
+    response = http.post("/v1/embeddings", json={"model": MODEL, "input": ["x", "y"]})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in response.text
+
+
 def test_tokens_there_and_back(http: httpx.Client) -> None:
     answer = http.post("/tokenize", json={"prompt": "häuser", "return_token_strs": True}).json()
     assert (answer["count"], answer["max_model_len"], answer["token_strs"][0]) == (6, 4096, "<104>")

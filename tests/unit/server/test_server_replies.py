@@ -137,6 +137,19 @@ def test_a_failure_in_a_whole_reply_has_its_status(http: httpx.Client, service: 
     assert "secret" not in response.text
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_fault_of_one_of_several_replies_ends_the_others(
+    http: httpx.Client, service: FakeService, stream: bool
+) -> None:
+    service.fail_after, service.failure, service.fails = 1, RuntimeError("secret path"), lambda asked: asked.seed == 2
+    service.hold_after = 1
+    response = http.post("/v1/chat/completions", json=chat(stream=stream, n=3, seed=1))
+    told = events(response)[-1] if stream else response.json()
+    assert (response.status_code, told["error"]["code"]) == (200 if stream else 500, "internal_error")
+    assert "secret" not in response.text
+    assert eventually(lambda: all(each.cancelled.is_set() for each in service.streams))
+
+
 def test_an_abort_under_a_listening_client_is_an_error(http: httpx.Client, service: FakeService) -> None:
     service.hold_after = 1
     with http.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as response:
