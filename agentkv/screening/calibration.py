@@ -76,6 +76,10 @@ class Calibration:
         curve = self.curves.get(rule.partition("(")[0])
         return None if curve is None or left is None else curve.estimate(left)
 
+    def least(self, rule: str) -> float:
+        """The lowest estimate for a plan of this rule that leaves anything. Raises KeyError where there is no curve."""
+        return self.curves[rule.partition("(")[0]].kl[0]
+
     def save(self, path: Path) -> None:
         """Write it as JSON. Raises ConfigError where the file can't be written."""
         try:

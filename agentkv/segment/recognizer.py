@@ -14,6 +14,7 @@ from agentkv.segment.context import Change, Comparison, Context, Trail
 from agentkv.segment.segment import Segment
 from agentkv.segment.shelf import Kept, Shelf
 from agentkv.segment.text_index import TextMatch
+from agentkv.segment.unread import with_unread
 from agentkv.tokenization import GeneratedText, Prompt, PromptMessage
 from agentkv_engine.reuse import PlacedSpan, Resident
 
@@ -104,7 +105,7 @@ class Recognizer:
                     spans += _spans(message, reading, comparisons)
                     segments[reading.segment.segment_id] = reading.segment
                     self._shelf.mark_read(reading.segment)
-        return Recognition(spans=tuple(spans), segments=tuple(segments.values()), misses=+misses)
+        return Recognition(spans=with_unread(spans), segments=tuple(segments.values()), misses=+misses)
 
     def wants(self, tenant: str, prompt: Prompt, message: PromptMessage) -> str | None:
         """None where the message's KV is worth keeping, else why not (see `Kept.reason`)."""

@@ -47,6 +47,8 @@ class PlacedSpan:
         resident_start: index of the resident's token that stands at prompt position `start`.
         unseen: half-open ranges of prompt positions before `start` which the author of the resident had *not* seen.
         num_gone: number of tokens which the author had seen and which do not stand before the span in this prompt.
+        unread: the parts of `unseen` that hold other kept texts, as against instructions and wrappers, which every
+            reader has of its own; whatever of them the prefix index covers.
         hops: the resident's hops.
         depth_spent: depth already spent on these rows *in this very context* (a screened prefix hit); else 0.
     """
@@ -57,6 +59,7 @@ class PlacedSpan:
     resident_start: int = 0
     unseen: tuple[tuple[int, int], ...] = ()
     num_gone: int = 0
+    unread: tuple[tuple[int, int], ...] = ()
     hops: int = 0
     depth_spent: int = 0
 

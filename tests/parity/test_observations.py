@@ -1,14 +1,16 @@
 """What a selector may look at is what dense arithmetic gives."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from agentkv.screening.selectors.propagated_attention import PropagatedAttention
+from agentkv.screening.selectors.reading_change import ReadingChange
 from agentkv.screening.selectors.value_deviation import ValueDeviation
+from agentkv.segment.unread import with_unread
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.errors import SelectorFailed
@@ -174,6 +176,43 @@ def test_the_same_context_changes_nothing(decoder: Decoder) -> None:
     for reading in selector.saw[0]:
         assert reading.since_then_R.max() < 0.02
         assert reading.by_left_out_R.max() < 1e-6
+
+
+@dataclass(slots=True)
+class Planned:
+    """The rule, and the plan that it made."""
+
+    rule: ReadingChange = field(default_factory=lambda: ReadingChange(ratio=0.2))
+    made: RepairPlan | None = None
+    name: str = "planned"
+
+    def probe(self, view: ReuseView) -> Probe | None:
+        return self.rule.probe(view)
+
+    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
+        self.made = self.rule.plan(view, observation)
+        return self.made
+
+
+def test_a_plan_is_the_same_whatever_the_prefix_cache_covers(decoder: Decoder) -> None:
+    """The first text stands where its author wrote it: it is read as kept, or as a prefix. The other's author had not
+    seen it either way."""
+    engine = Engine(decoder, EngineConfig(trace_layers=ALL_TRACED))
+    text = keep(engine, AUTHOR, 20, 80, tenant="author")
+    engine.release_finished()
+    message = keep(engine, prompt_of(30, seed=4), 5, 30, tenant="another author")
+    prompt = AUTHOR + prompt_of(30, seed=4)[5:] + prompt_of(9, seed=5)
+    spans = with_unread([replace(span_of(text, 20), unseen=(), num_gone=0), span_of(message, 80)])
+    plans = []
+    for tenant in ("cold", "warm"):
+        if tenant == "warm":
+            run(engine, Request(request_id="before", token_ids=AUTHOR, sampling=ONE, tenant=tenant))
+        selector = Planned()
+        run(engine, screened("reader", prompt, *spans, plan=selector, tenant=tenant))
+        plans.append(selector.made)
+    assert spans[1].unread == ((20, 80),)
+    assert len(plans[0].positions) == 5
+    assert plans[0] == plans[1]
 
 
 def test_value_deviation_is_that_of_full_prefill(decoder: Decoder) -> None:

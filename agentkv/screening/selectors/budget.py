@@ -38,13 +38,13 @@ def num_repairable(view: ReuseView) -> int:
 
 
 def affordable_rows(view: ReuseView, ratio: float) -> int:
-    """Rows at full depth that `ratio` of the segments' row-layers buys, at most all that may be chosen.
+    """Rows at full depth that `ratio` of the repairable rows' row-layers buys.
 
-    What is read from the screened prefix was repaired when it was written: it buys nothing.
+    What stands in its author's context buys nothing, whether it is read from where it is kept or from the prefix index:
+    the plan for the rest is the same. Nor does the screened prefix, which was repaired when it was written.
     """
     rounding = 1e-9  # 0.29 * 100 is a hair below 29
-    in_segments = sum(span.num_tokens for span in view.spans if span.handle is not None)
-    return min(num_repairable(view), math.floor(ratio * in_segments + rounding))
+    return math.floor(ratio * num_repairable(view) + rounding)
 
 
 def plan_without_choice(view: ReuseView, ratio: float) -> RepairPlan | None:
@@ -80,9 +80,14 @@ def plan_of_best(
 
 
 def _known(left: float | None, view: ReuseView) -> float | None:
-    """What is left, unless rows that no rule may choose bring an error of their own: it was computed over reused KV."""
-    inherited = any(not span.context_changed and span.hops > 0 for span in view.spans)
-    return None if inherited else left
+    """What is left, where that can be said."""
+    return None if inherits_error(view) else left
+
+
+def inherits_error(view: ReuseView) -> bool:
+    """Whether rows that no rule may choose bring an error of their own, which no plan can tell: they stand in their
+    author's context, and were computed over reused KV there."""
+    return any(not span.context_changed and span.hops > 0 for span in view.spans)
 
 
 def check_ratio(ratio: float) -> None:

@@ -3,7 +3,7 @@
 Shapes: R candidate rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from agentkv.screening.selectors.budget import (
     repairable_positions,
     repairable_rows,
 )
-from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, Reread, ReuseView
+from agentkv_engine.reuse import Observation, Probe, RepairPlan, Reread, ReuseView
 
 REACH, FADE = 4, 0.8
 """A row's change counts for the rows behind it too, by `FADE` less for each, as far as `REACH`: what a row finds, the
@@ -77,18 +77,8 @@ class ReadingChange:
 def unread_messages(view: ReuseView) -> list[Reread]:
     """The rows that may be repaired, span by span, each with the earlier messages that their author had not seen."""
     return [
-        Reread(positions=rows, left_out=tuple(_unread_by(span, view)))
-        for span in view.spans
-        if (rows := repairable_rows(span, view))
+        Reread(positions=rows, left_out=span.unread) for span in view.spans if (rows := repairable_rows(span, view))
     ]
-
-
-def _unread_by(span: PlacedSpan, view: ReuseView) -> Iterator[tuple[int, int]]:
-    """Parts of earlier spans that the author of this one had not seen."""
-    for start, end in span.unseen:
-        for other in view.spans:
-            if max(start, other.start) < min(end, other.end):
-                yield max(start, other.start), min(end, other.end)
 
 
 def spread(change_R: Tensor, candidates: Sequence[int]) -> Tensor:

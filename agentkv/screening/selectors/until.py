@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agentkv.errors import ConfigError
 from agentkv.screening.calibration import Calibration
-from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv.screening.selectors.budget import BudgetedSelector, inherits_error, num_repairable
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv_engine.reuse import Observation, Probe, RepairPlan, ReuseView
 
@@ -21,7 +21,8 @@ _GROWTH, _SMALLEST = 1.5, 0.02
 class Until:
     """Asks a rule for plans of growing ratio and takes the first whose estimated KL is at most `target`.
 
-    Where none is, or where nothing is known of the rows, everything is repaired: full prefill, before the first token.
+    Where none is, or where nothing is known of the rows, everything is repaired: full prefill, before the first token;
+    where that is sure beforehand, without a look.
 
     Attributes:
         inner: the rule, whose ratio is the smallest that is spent.
@@ -52,15 +53,19 @@ class Until:
 
     def budget(self, view: ReuseView) -> int:
         """See `BudgetedSelector.budget`: what it starts with; that it may deepen is not foreseen."""
-        return self.inner.budget(view)
+        return RepairAll().budget(view) if self._is_hopeless(view) else self.inner.budget(view)
 
     def probe(self, view: ReuseView) -> Probe | None:
         """See `Selector.probe`: that of the smallest ratio at which there is a choice."""
+        if self._is_hopeless(view):
+            return None
         probes = (rule.probe(view) for rule in self._deeper())
         return next((probe for probe in probes if probe is not None), None)
 
     def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan | Probe:
         """See `Selector.plan`: the first plan that will do."""
+        if self._is_hopeless(view):
+            return RepairAll().plan(view, None)
         seen = None if observation is None else cast(Observation, _Remembered(observation))
         for rule in self._deeper():
             if seen is None or rule.probe(view) is not None:
@@ -68,6 +73,11 @@ class Until:
                 if isinstance(answer, Probe) or self._will_do(answer):
                     return answer
         return RepairAll().plan(view, None)
+
+    def _is_hopeless(self, view: ReuseView) -> bool:
+        """Whether no plan that leaves anything can do: its error can't be told, or the least estimate is too high."""
+        least = self.calibration.least(self.inner.name)
+        return inherits_error(view) or (num_repairable(view) > 0 and least > self.target)
 
     def _will_do(self, plan: RepairPlan) -> bool:
         estimate = self.calibration.estimate(self.inner.name, plan.left)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from agentkv.segment.unread import with_unread
 from agentkv_engine.request import Request, ReuseMode, SamplingParams
 from agentkv_engine.reuse import PlacedSpan, Resident
 from agentkv_evals.accuracy.arms import FULL, Arm
@@ -90,4 +91,4 @@ def _greedy(case: Case) -> SamplingParams:
 
 
 def _spans(case: Case, find: Find) -> tuple[PlacedSpan, ...]:
-    return tuple(message.span(find(message)) for message in case.messages)
+    return with_unread([message.span(find(message)) for message in case.messages])

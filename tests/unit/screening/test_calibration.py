@@ -138,8 +138,19 @@ def test_where_no_estimate_will_do_everything_is_repaired():
         assert plan(rule) == RepairAll().plan(VIEW, None)
 
 
+def test_where_that_is_sure_nothing_is_looked_at():
+    """The least estimate is too high, or rows that no rule may choose have an error that nobody knows."""
+    inherited = replace(VIEW, spans=(PlacedSpan(start=0, end=10, handle=2, hops=1), SPAN))
+    for rule, view in ((until(target=1e-4), VIEW), (until(target=1), inherited)):
+        assert rule.probe(view) is None
+        assert rule.plan(view, None) == RepairAll().plan(view, None)
+        assert rule.budget(view) == RepairAll().budget(view)
+    own_context = replace(VIEW, spans=(replace(SPAN, unseen=()),))
+    assert until(target=1e-4).plan(own_context, None) == RepairPlan(left=0.0)
+
+
 def test_each_look_is_paid_once():
-    rule = until(target=1e-4)
+    rule = until(target=2e-3)
     seen = Counted.at_random(VIEW, rule.probe(VIEW))
     rule.plan(VIEW, seen)
     assert len(seen.looks) == len(set(seen.looks)) == VIEW.num_layers

@@ -15,7 +15,7 @@ from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, Reread, ReuseVie
 from drawn_attention import DrawnAttention
 
 SEEN = PlacedSpan(start=20, end=40, handle=1)
-CHANGED = PlacedSpan(start=50, end=90, handle=2, unseen=((0, 50),))
+CHANGED = PlacedSpan(start=50, end=90, handle=2, unseen=((0, 50),), unread=((20, 40),))
 LOST = PlacedSpan(start=90, end=100, handle=3, num_gone=5)
 
 
@@ -42,7 +42,7 @@ def test_all_takes_the_seen_as_well() -> None:
 
 def test_query_attention_takes_the_most_attended_of_the_changed() -> None:
     prompt = view(SEEN, CHANGED, LOST)
-    rule = QueryAttention(ratio=0.05)  # of 70 reused rows: 3
+    rule = QueryAttention(ratio=0.06)  # of 50 changed rows: 3
     probe = rule.probe(prompt)
     assert probe is not None
     assert probe.positions == tuple(range(104, 120))
@@ -97,7 +97,7 @@ def test_rows_with_all_depth_spent_are_not_repaired_again() -> None:
 def test_random_rows_follow_their_seed() -> None:
     prompt = view(SEEN, CHANGED)
     first, second = (RandomRows(ratio=0.3, seed=seed).plan(prompt, None) for seed in (1, 2))
-    assert len(first.positions) == len(second.positions) == 18
+    assert len(first.positions) == len(second.positions) == 12
     assert first != second
     assert first == RandomRows(ratio=0.3, seed=1).plan(prompt, None)
 
@@ -185,7 +185,7 @@ def test_relay_has_multiples_above_zero(wrong) -> None:
 
 def test_reading_change_takes_what_reads_anew_and_the_rows_right_behind_it() -> None:
     prompt = view(SEEN, CHANGED, LOST)
-    rule = ReadingChange(ratio=0.06)  # of 70 reused rows: 4
+    rule = ReadingChange(ratio=0.08)  # of 50 changed rows: 4
     assert rule.probe(prompt) == Probe(positions=(), depth=1)
     seen = DrawnAttention.nothing(prompt, Probe(positions=(), depth=3))
     for row, key, share in ((60, 25, 0.5), (30, 5, 0.9), (89, 3, 0.7), (80, 10, 0.1)):
@@ -194,11 +194,16 @@ def test_reading_change_takes_what_reads_anew_and_the_rows_right_behind_it() -> 
 
 
 def test_unread_messages_are_those_that_the_author_had_not_seen() -> None:
-    """Neither fresh text between messages, nor a message that the author saw, nor one that stands behind."""
+    """Whether they are read from where they are kept, or the prefix cache covers them."""
     assert unread_messages(view(SEEN, CHANGED, LOST)) == [
         Reread(positions=range(50, 90), left_out=((20, 40),)),
         Reread(positions=range(90, 100)),
     ]
+    assert unread_messages(view(CHANGED, num_prefix=48)) == [Reread(positions=range(50, 90), left_out=((20, 40),))]
+
+
+def test_what_stands_in_its_authors_context_buys_no_repairs() -> None:
+    assert affordable_rows(view(SEEN, CHANGED), 0.1) == affordable_rows(view(CHANGED, num_prefix=48), 0.1) == 4
 
 
 def test_a_screened_prefix_buys_no_repairs() -> None:
