@@ -13,8 +13,8 @@ Ranges = Sequence[tuple[int, int]]
 def with_unread(spans: Sequence[PlacedSpan]) -> tuple[PlacedSpan, ...]:
     """A prompt's spans (sorted, disjoint), each with `unread`: the parts of the others that its author had not seen.
 
-    Said here, where all texts of the prompt are known, and not found out from what the engine reads in the end: which of
-    them the prefix cache covers must not change a plan.
+    Said here, where all texts of the prompt are known, and not found out from what the engine reads in the end: a plan
+    must not change with what the prefix cache covers.
     """
     texts = [(span.start, span.end) for span in spans]
     return tuple(replace(span, unread=tuple(_common(span.unseen, texts))) for span in spans)

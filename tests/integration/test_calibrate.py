@@ -1,6 +1,8 @@
 """`agentkv calibrate`, and a service that estimates its error and keeps it below a target."""
 
 import io
+import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -12,7 +14,8 @@ from agentkv.screening.calibration import Calibration, Curve, fingerprint
 from agentkv.service import Service
 from agentkv_evals.accuracy.settings import Settings
 from agentkv_evals.accuracy.tasks.sources import TaskName, TaskOptions
-from agentkv_evals.calibration.run import run_calibration
+from agentkv_evals.calibration.check import run_check
+from agentkv_evals.calibration.run import RULES, run_calibration
 
 WORDS = "The committee met at nine in the morning to hear what the three researchers had found in the reports. "
 
@@ -36,8 +39,30 @@ def test_a_calibration_is_fitted_to_one_family_and_judged_by_the_other(calibrate
     assert (calibration.measured["fitted"], calibration.measured["judged"]) == (["needle"], ["words"])
     check = calibration.measured["checks"]["query_attention"]
     assert check["prompts"] == 12
-    assert calibration.curves["query_attention"].prompts == 12
+    assert calibration.curves["query_attention"].prompts == 24
     assert "covered" in shown
+
+
+def test_a_calibration_is_checked_on_items_that_it_has_not_seen(calibrated, small_model, tmp_path):
+    """A target that no plan meets is met by full prefill; one that all meet costs the least plan."""
+    _, path, _ = calibrated
+    task = TaskOptions(name=TaskName.RULER, families="needle", items=3, first_seed=50, length=200, reply_tokens=2)
+    settings = Settings.of(
+        model=small_model("qwen2"), task=task, rules=RULES, ratios="0.1,0.5", peers=False, out=tmp_path
+    )
+    console = Console(file=io.StringIO(), width=160)
+    result = run_check(settings, path, targets=(1e-6, 100.0), console=console)
+    assert json.loads((tmp_path / "check.json").read_text()) == json.loads(json.dumps(result))
+    assert (tmp_path / "check.svg").read_text().startswith("<svg")
+    assert result["estimates"]["query_attention"]["prompts"] == 6
+    full, least = result["targets"]
+    assert (full["full"], full["above"], full["same"]) == (1, 0, 1)
+    assert full["kl_largest"] < 1e-6
+    assert least["work"] < 0.5
+    assert (least["full"], least["above"]) == (0, 0)
+    assert "query_attention to 1e-06" in console.file.getvalue()
+    with pytest.raises(ConfigError, match="name some of query_attention"):
+        run_check(replace(settings, arms=settings.arms[:1]), path, targets=(1.0,), console=console)
 
 
 def asked(service: Service, tenant: str = "") -> object:
@@ -53,14 +78,18 @@ def asked(service: Service, tenant: str = "") -> object:
     return usage.reuse
 
 
-@pytest.mark.parametrize(("target", "full"), [(None, False), (10.0, False), (1e-6, True)])
+@pytest.mark.parametrize(("target", "full"), [(None, False), (10.0, False), (1e-6, True), (1e-8, True)])
 def test_a_service_estimates_its_error_and_deepens_to_its_target(small_model, tmp_path, target, full):
     model, path = small_model("qwen2"), tmp_path / "calibration.json"
-    curve = Curve(left=(100.0,), kl=(0.25,), quantile=0.9, prompts=12)
+    curve = Curve(left=(1e-9, 100.0), kl=(1e-7, 0.25), quantile=0.9, prompts=12)
     Calibration(model=fingerprint(model), curves={"query_attention": curve}).save(path)
     config = ServiceConfig(kv_memory=1 << 24, calibration=path, target_kl=target, selector="query_attention(0.2)")
     with Service.open(model, config) as service:
         reuse = asked(service)
+    if target == 1e-8:  # less than the least estimate: nothing is looked at
+        assert reuse.misses["not_worth"] == 1
+        assert (reuse.segments, reuse.row_layers) == (0, reuse.full_row_layers)
+        return
     assert reuse.segments == 1
     if full:
         assert reuse.reused == 0

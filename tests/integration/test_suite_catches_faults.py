@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from agentkv.screening.selectors import reading_change
+from agentkv.segment.unread import with_unread
 from agentkv_engine.attention.sdpa import SdpaBackend
 from agentkv_engine.model.rope import RotaryEmbedding
 from agentkv_engine.runner.observer import LiveObservation
@@ -184,8 +185,8 @@ def test_what_the_author_had_seen_counted_as_new_is_caught(measure, monkeypatch)
     unread = reading_change.unread_messages
 
     def all_unread(view):
-        spans = tuple(replace(span, unseen=((0, span.start),)) for span in view.spans)
-        return unread(replace(view, spans=spans))
+        spans = [replace(span, unseen=((0, span.start),)) for span in view.spans]
+        return unread(replace(view, spans=with_unread(spans)))
 
     monkeypatch.setattr(reading_change, "unread_messages", all_unread)
     assert left() > 0.95 * nothing_seen

@@ -35,7 +35,7 @@ def over_work(summaries: Sequence[ArmSummary]) -> str:
         _scale(axes, label)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=7, ncols=5, loc="outside lower center")
-    return _svg(figure)
+    return svg(figure)
 
 
 def by_part(rows: Sequence[Row], attribute: str) -> str:
@@ -52,7 +52,7 @@ def by_part(rows: Sequence[Row], attribute: str) -> str:
     figure.axes[-1].set_xlabel(attribute)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=7, ncols=5, loc="outside lower center")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _there(summaries: Sequence[ArmSummary]) -> dict[str, Measure]:
@@ -93,7 +93,7 @@ def _scale(axes: Axes, label: str) -> None:
         axes.set_ylim(-0.03, 1.03)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure without XML prologue, so that it can stand in a page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -9,6 +9,7 @@ import numpy as np
 
 from agentkv.screening.calibration import Curve, fit_curve
 from agentkv_evals.accuracy.rows import Row
+from agentkv_evals.accuracy.summary import split
 
 TARGETS = (0.01, 0.05, 0.1, 0.3)
 """Targets at which a curve is judged, in nats."""
@@ -22,7 +23,9 @@ class Check:
         prompts: how many, ratios counted.
         known: share of them for which the curve has an estimate.
         covered: of these, the share whose KL is at most the estimate; the curve's quantile is what to expect.
+        over: of the others, by how much KL is above the estimate, in nats: median and largest; None where none is.
         rank_correlation: Spearman's, between what is left and KL.
+        rank_at_one_ratio: the same among prompts repaired at one ratio, a mean over the ratios.
         accepted: for each of `TARGETS`, the share whose estimate is at most the target.
         false_safe: of those accepted, the share whose KL is above the target; None where none is.
     """
@@ -30,7 +33,9 @@ class Check:
     prompts: int
     known: float
     covered: float | None
+    over: tuple[float, float] | None
     rank_correlation: float
+    rank_at_one_ratio: float
     accepted: tuple[float, ...]
     false_safe: tuple[float | None, ...]
 
@@ -39,12 +44,15 @@ class Check:
         """Judge a curve by rows that say what they left."""
         pairs = [(curve.estimate(row.left or 0), mean_kl(row)) for row in rows]
         known = [(estimate, kl) for estimate, kl in pairs if estimate is not None]
+        over = [kl - estimate for estimate, kl in known if kl > estimate]
         safe = [[kl > target for estimate, kl in known if estimate <= target] for target in TARGETS]
         return cls(
             prompts=len(rows),
             known=len(known) / len(rows),
             covered=_share([kl <= estimate for estimate, kl in known]),
-            rank_correlation=_spearman([row.left or 0 for row in rows], [mean_kl(row) for row in rows]),
+            over=(float(np.median(over)), max(over)) if over else None,
+            rank_correlation=_rank_correlation(rows),
+            rank_at_one_ratio=float(np.mean([_rank_correlation(list(part)) for part in split(rows, "arm").values()])),
             accepted=tuple(len(each) / len(rows) for each in safe),
             false_safe=tuple(_share(each) for each in safe),
         )
@@ -89,6 +97,10 @@ def rule_of(row: Row) -> str:
 
 def _share(truths: Sequence[bool]) -> float | None:
     return sum(truths) / len(truths) if truths else None
+
+
+def _rank_correlation(rows: Sequence[Row]) -> float:
+    return _spearman([row.left or 0 for row in rows], [mean_kl(row) for row in rows])
 
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
