@@ -68,9 +68,10 @@ class CurveOptions:
 def calibrate(curves: CurveOptions, items: ItemOptions, engine: EngineOptions) -> None:
     """Measure how the error of a model's answers follows from what a rule leaves unrepaired.
 
-    A curve that is fitted to one half of the families is judged by the other; what is written is fitted to all. `agentkv serve --calibration FILE` then
-    estimates the error of every chat, and keeps it below `--target-kl`. With `--check`, a calibration that is there is
-    judged on items that it has not seen: its estimates, and what chats get at several targets.
+    A curve that is fitted to one half of the families is judged by the other; what is written is fitted to all.
+    `agentkv serve --calibration FILE` then estimates the error of every chat, and keeps it below `--target-kl`. With
+    `--check`, a calibration that is there is judged on items that it has not seen: its estimates, and what chats get
+    at several targets.
     """
     # torch takes seconds to import: `agentkv --help` must not.
     from rich.console import Console  # noqa: PLC0415
