@@ -172,6 +172,7 @@ class ReuseUsage:
         repaired: of a segment, recomputed because the new context changes them.
         computed: fresh.
         segments: number of segments' spans that were read.
+        restored: tokens of these that were brought back from host memory for this chat.
         row_layers: layers run for the prompt, summed over rows (probe and repair included); full prefill has
             prompt_tokens * num_layers.
         full_row_layers: prompt_tokens * num_layers.
@@ -189,6 +190,7 @@ class ReuseUsage:
     repaired: int = 0
     computed: int = 0
     segments: int = 0
+    restored: int = 0
     row_layers: int = 0
     full_row_layers: int = 0
     selector: str = ""

@@ -49,6 +49,8 @@ class ServiceConfig(Settings):
 
     Attributes:
         kv_memory: most bytes of KV in the pool, e.g. `2GiB`.
+        host_kv_memory: most bytes of KV in host memory: kept messages go there when the pool wants their room, and come
+            back when a chat reads them. It is taken at start, page-locked beside a GPU; 0 takes none.
         reuse: what chats may read unless they say otherwise. Screening is opt-in until its error is calibrated.
         selector: rule that chooses repaired rows of screened chats unless they say otherwise.
         calibration: file of `agentkv calibrate` for this model: `usage.agentkv.estimated_kl` is taken from it.
@@ -72,6 +74,7 @@ class ServiceConfig(Settings):
     """
 
     kv_memory: ByteSize = Field(default=ByteSize(1 << 30), gt=0)
+    host_kv_memory: ByteSize = Field(default=ByteSize(0), ge=0)
     reuse: Reuse = Reuse.EXACT
     selector: str = "reading_change(0.3)"
     calibration: Path | None = None

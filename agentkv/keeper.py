@@ -1,12 +1,14 @@
 """What is kept of a chat: the messages its prompt computed, and its reply."""
 
+from collections.abc import Mapping, Sequence
+
 from agentkv.coverage import Coverage
 from agentkv.owner import tenant_of
 from agentkv.segment import Kept, Recognizer, Segment
 from agentkv.segment_records import Origin, SegmentRecords
 from agentkv.store.eviction import SparePinned
-from agentkv.store.pool import PoolStore
-from agentkv.store.store import SegmentKey
+from agentkv.store.store import SegmentKey, StoreUsage
+from agentkv.store.tiered import TieredStore
 from agentkv.tokenization import GeneratedText, Prompt
 from agentkv_engine.engine import Engine, LeastRecentlyUsed
 from agentkv_engine.errors import UnknownHandle
@@ -15,7 +17,7 @@ from agentkv_engine.reuse import Resident
 
 
 class Keeper:
-    """Registers kept KV with the recognizer, and holds it in the pool tier. Engine thread only.
+    """Registers kept KV with the recognizer, and holds it in the pool and below. Engine thread only.
 
     Args:
         recognizer: finds the kept texts in later prompts.
@@ -35,13 +37,31 @@ class Keeper:
         return SparePinned(LeastRecentlyUsed())
 
     def attach(self, engine: Engine, max_bytes: int) -> None:
-        """Set the engine whose residents are held, within a budget of bytes."""
+        """Set the engine whose residents are held, within a budget of bytes in the pool and in its host memory."""
         self._engine = engine
-        self._store = PoolStore(engine, self._policy, max_bytes=max_bytes, on_gone=self._gone)
+        self._store = TieredStore(
+            engine,
+            self._policy,
+            max_bytes=max_bytes,
+            host_bytes=engine.config.host_kv_memory,
+            on_gone=self._gone,
+        )
 
     def evicted(self, handle: int) -> None:
         """The engine's `on_evict`."""
         self._store.evicted(handle)
+
+    def missing(self, handles: Sequence[int]) -> None:
+        """The engine's `on_missing`."""
+        self._store.missing(handles)
+
+    def usage_by_tier(self) -> Mapping[str, StoreUsage]:
+        """How much each tier holds."""
+        return self._store.usage_by_tier()
+
+    def tiers_of(self, key: SegmentKey) -> tuple[str, ...]:
+        """Where a segment lies."""
+        return self._store.tiers_of(key)
 
     def mark_read(self, segments: tuple[Segment, ...], reader: Origin) -> dict[int, str]:
         """These segments are about to be read; returns their authors by handle."""
@@ -95,8 +115,7 @@ class Keeper:
 
     def is_pinned(self, key: SegmentKey) -> bool:
         """Whether it is held and pinned."""
-        held = self._store.held(key)
-        return held is not None and held.pinned
+        return self._store.is_pinned(key)
 
     def delete(self, key: SegmentKey) -> None:
         """Give a segment up, pinned or not; chats that read it go on."""

@@ -90,6 +90,7 @@ class KeptSegments:
             created=record.created,
             last_read=record.last_read,
             reads=record.num_reads,
+            tiers=self._keeper.tiers_of(record.key),
         )
 
 

@@ -65,6 +65,7 @@ class Metrics:
         self._row_layers = self._counter("row_layers", "Layers run for prompts, summed over rows.")
         self._full_row_layers = self._counter("full_row_layers", "Layers that full prefill of the same prompts runs.")
         self._lookups = self._counter("segment_lookups", "Segments found, or why not.", "result", "reason")
+        self._restored = self._counter("restored_tokens", "Tokens read from segments that came from host memory.")
         self._edges = self._counter(
             "segment_edges_tokens", "Tokens read from segments, by who wrote and who reads.", "from_agent", "to_agent"
         )
@@ -94,6 +95,7 @@ class Metrics:
         self._row_layers.inc(reuse.row_layers)
         self._full_row_layers.inc(reuse.full_row_layers)
         self._lookups.labels("hit", "").inc(reuse.segments)
+        self._restored.inc(reuse.restored)
         for reason, count in reuse.misses.items():
             self._lookups.labels("miss", self._reason(reason)).inc(count)
             self._fallbacks.labels(self._reason(reason)).inc()

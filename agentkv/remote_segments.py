@@ -91,7 +91,7 @@ def _message(message: ChatMessage) -> dict[str, Any]:
 
 def _info(fields: dict[str, Any]) -> SegmentInfo:
     known = {name: fields[name] for name in SegmentInfo.__dataclass_fields__}
-    return SegmentInfo(**{**known, "threads": tuple(known["threads"])})
+    return SegmentInfo(**{**known, "threads": tuple(known["threads"]), "tiers": tuple(known.get("tiers", ()))})
 
 
 def _refuse_tenant(tenant: str) -> None:

@@ -134,6 +134,7 @@ class RunningChat:
                 repaired=sources.repaired,
                 computed=sources.computed,
                 segments=len(sources.spans),
+                restored=sources.restored,
                 row_layers=sources.row_layers,
                 full_row_layers=sources.prompt * self.num_layers,
                 selector=self.selector.name if self.selector is not None and sources.spans else "",

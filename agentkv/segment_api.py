@@ -14,6 +14,7 @@ class SegmentInfo:
         segment_id: names it among its tenant's.
         text: the beginning of the text whose KV it is.
         tokens, num_bytes: how much it is; bytes that it shares with others are counted in each.
+        tiers: where it lies: `pool`, `host` memory, or both.
         pinned: it is never dropped for want of room.
         exact: its KV is that of full prefill in its author's context.
         author: label of the agent that wrote it or first read it.
@@ -33,6 +34,7 @@ class SegmentInfo:
     created: float
     last_read: float
     reads: int
+    tiers: tuple[str, ...] = ()
 
 
 class SegmentManager(Protocol):

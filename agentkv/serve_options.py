@@ -47,6 +47,10 @@ class ServeOptions:
     kv_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Most bytes of KV, e.g. 2GiB.", show_default="1GiB")
     ] = None
+    host_kv_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most bytes of KV that wait in host memory.", show_default="none"),
+    ] = None
     reuse: Annotated[
         Reuse | None, typer.Option(help="KV that chats may read unless they say otherwise.", show_default="exact")
     ] = None

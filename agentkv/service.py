@@ -33,7 +33,7 @@ from agentkv.tokenization import ChatTokenizer
 from agentkv.writers import Writers
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine, MemoryStats
-from agentkv_engine.errors import CheckpointError, DeviceUnavailable, EngineError, RequestRefused
+from agentkv_engine.errors import CheckpointError, DeviceUnavailable, EngineError, OutOfMemory, RequestRefused
 from agentkv_engine.request import FinishReason, ReuseMode, StepOutput
 from agentkv_engine.reuse import ReuseView
 
@@ -48,7 +48,8 @@ class Service:
         tokenizer: the model's.
         config: see `ServiceConfig`.
         model_id: name of the model.
-        keeper: holds kept KV; attached to `engine`, whose `on_evict` is `keeper.evicted`.
+        keeper: holds kept KV; attached to `engine`, whose `on_evict` is `keeper.evicted` and whose `on_missing` is
+            `keeper.missing`.
         recognizer: the one that `keeper` registers with.
         calibration: estimates the error of screened chats.
 
@@ -123,10 +124,12 @@ class Service:
         policy = Keeper.eviction_policy()
         keeper = Keeper(recognizer, policy, config.max_kept_per_tenant)
         try:
-            engine = Engine.from_directory(model, engine_config, eviction=policy, on_evict=keeper.evicted)
+            engine = Engine.from_directory(
+                model, engine_config, eviction=policy, on_evict=keeper.evicted, on_missing=keeper.missing
+            )
         except CheckpointError as error:
             raise ModelError(str(error)) from error
-        except (DeviceUnavailable, RequestRefused) as error:
+        except (DeviceUnavailable, OutOfMemory, RequestRefused) as error:
             raise ConfigError(str(error)) from error
         keeper.attach(engine, max_bytes=config.kv_memory)
         return cls(
@@ -180,6 +183,15 @@ class Service:
     def memory(self) -> MemoryStats:
         """How the pool's blocks are held now; waits for the step under way."""
         return self._thread.ask(lambda engine: engine.memory())
+
+    def kv_bytes(self) -> dict[str, int]:
+        """Bytes of KV that is kept, by tier; waits for the step under way."""
+
+        def count(engine: Engine) -> dict[str, int]:
+            below = {name: usage.num_bytes for name, usage in self._keeper.usage_by_tier().items() if name != "pool"}
+            return {"pool": engine.memory().kept_bytes, **below}
+
+        return self._thread.ask(count)
 
     def health(self) -> dict[str, object]:
         """What `/health` shows. `status` is `ok`, or `closed` once nothing is served any more."""
@@ -330,6 +342,7 @@ class Service:
 def _engine_config(config: ServiceConfig) -> EngineConfig:
     return EngineConfig(
         kv_memory=config.kv_memory,
+        host_kv_memory=config.host_kv_memory,
         max_rows_per_step=config.max_rows_per_step,
         budget=config.budget,
         max_sequences=config.max_sequences,

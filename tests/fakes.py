@@ -30,13 +30,6 @@ def echo(request: ChatRequest) -> list[str]:
     return [word if index == 0 else f" {word}" for index, word in enumerate(words)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FakeMemory:
-    """The KV that a fake holds."""
-
-    kept_bytes: int = 1024
-
-
 class FakeEmbedder:
     """Vectors that point along the text's length, in 4 dimensions; `hold` leaves them unfinished."""
 
@@ -145,10 +138,10 @@ class FakeService:
     def health(self) -> dict[str, Any]:
         return {"status": self.status}
 
-    def memory(self) -> "FakeMemory":
+    def kv_bytes(self) -> dict[str, int]:
         if self.status != "ok":
             raise ServiceClosed("closed")
-        return FakeMemory()
+        return {"pool": 1024}
 
     def close(self) -> None:
         self.status = "closed"

@@ -89,7 +89,7 @@ def _metrics_authenticator(settings: ServerSettings, caller: Authenticator) -> M
 
 def _kv_bytes(service: HostedService) -> dict[str, int]:
     try:
-        return {"pool": service.memory().kept_bytes}
+        return service.kv_bytes()
     except ServiceClosed:  # it holds nothing any more
         return {}
 

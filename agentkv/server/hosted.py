@@ -8,15 +8,6 @@ from agentkv.api import ChatMessage, ChatRequest, ChatService, Embedding
 from agentkv.segment_api import SegmentManager
 
 
-class KvMemory(Protocol):
-    """How much KV a service holds."""
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of KV that is kept for later chats."""
-        ...
-
-
 class EmbeddingService(Protocol):
     """Texts to vectors; see `agentkv.embedder.Embedder`."""
 
@@ -72,6 +63,6 @@ class HostedService(ChatService, Protocol):
         """How it does: `status` is `ok` while chats can run, the rest is only shown. Does not wait."""
         ...
 
-    def memory(self) -> KvMemory:
-        """The KV it holds; may wait for the step under way. Raises ServiceClosed."""
+    def kv_bytes(self) -> dict[str, int]:
+        """Bytes of KV that is kept, by tier; may wait for the step under way. Raises ServiceClosed."""
         ...

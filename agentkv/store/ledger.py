@@ -62,7 +62,7 @@ class Ledger(Generic[KV]):
         return entry
 
     def add(self, key: SegmentKey, entry: Entry[KV]) -> None:
-        """Book an entry for which `victims` found room and whose victims are struck off."""
+        """Book an entry for which `victims_for` found room and whose victims are struck off."""
         assert key not in self, f"{key} is booked twice"
         assert self._usage.num_bytes + entry.num_bytes <= self.max_bytes, f"no room was made for {key}"
         self._loose[key] = entry
@@ -76,14 +76,13 @@ class Ledger(Generic[KV]):
             self._charge(entry, -1)
         return entry
 
-    def victims(self, key: SegmentKey, num_bytes: int) -> list[SegmentKey] | None:
-        """Keys to drop so that a new one of `num_bytes` fits, read longest ago first; None where it can't.
-
-        Raises:
-            ValueError: the new key is held already.
-        """
+    def check_new(self, key: SegmentKey) -> None:
+        """Raises ValueError: the key is held already."""
         if key in self:
             raise ValueError(f"{key} is held already: release it first, or give the copy an id of its own")
+
+    def victims_for(self, num_bytes: int) -> list[SegmentKey] | None:
+        """Keys to drop so that a new one of `num_bytes` fits, read longest ago first; None where it can't."""
         excess = self._usage.num_bytes + num_bytes - self.max_bytes
         if self._usage.pinned_bytes + num_bytes > self.max_bytes:
             return None

@@ -36,7 +36,8 @@ class PoolStore:
         max_bytes: budget of kept segments.
         max_pinned_bytes: most of it that users may pin; None takes half. What is pinned is lost to running requests: it
             must leave the pool room for the longest prompt.
-        on_gone: told of each key that is dropped, but not of those that are released.
+        on_gone: told of each key that is dropped, while its resident can still be copied out, but not of those that are
+            released.
     """
 
     def __init__(
@@ -63,13 +64,16 @@ class PoolStore:
     def put(self, key: SegmentKey, kv: Resident) -> bool:
         """See `Store.put`. Raises agentkv_engine.errors.UnknownHandle where the resident is gone already."""
         entry = Entry(kv=kv, num_tokens=kv.num_tokens, num_bytes=self._engine.resident_bytes(kv.handle))
-        victims = self._ledger.victims(key, entry.num_bytes)
+        self._ledger.check_new(key)
+        victims = self._ledger.victims_for(entry.num_bytes)
         if victims is None:
             self._engine.release(kv.handle)
             return False
         for victim in victims:
-            self.release(victim)
+            handle = self._handle(victim)
+            self._strike_off(victim)
             self._on_gone(victim)
+            self._engine.release(handle)
         self._ledger.add(key, entry)
         self._key_of[kv.handle] = key
         return True
@@ -104,18 +108,18 @@ class PoolStore:
 
     def release(self, key: SegmentKey) -> bool:
         """See `Store.release`. Running requests that read the resident go on."""
-        entry = self._ledger.pop(key)
-        if entry is None:
+        if key not in self._ledger:
             return False
-        del self._key_of[entry.kv.handle]
-        self._engine.release(entry.kv.handle)
+        handle = self._handle(key)
+        self._strike_off(key)
+        self._engine.release(handle)
         return True
 
     def evicted(self, handle: int) -> None:
-        """The engine's `on_evict`: a resident is gone. Those that this tier does not hold (yet) are ignored."""
-        key = self._key_of.pop(handle, None)
+        """The engine's `on_evict`: a resident goes. Those that this tier does not hold (yet) are ignored."""
+        key = self._key_of.get(handle)
         if key is not None:
-            self._ledger.pop(key)
+            self._strike_off(key)
             self._on_gone(key)
 
     def usage(self) -> StoreUsage:
@@ -130,6 +134,11 @@ class PoolStore:
         for key, entry in self._ledger:
             charged, now = entry.num_bytes, self._engine.resident_bytes(entry.kv.handle)
             assert charged == now, f"{key} is charged {charged} bytes and takes {now}"
+
+    def _strike_off(self, key: SegmentKey) -> None:
+        entry = self._ledger.pop(key)
+        assert entry is not None, f"{key} was held a moment ago"
+        del self._key_of[entry.kv.handle]
 
     def _handle(self, key: SegmentKey) -> int:
         entry = self._ledger.get(key)

@@ -41,9 +41,11 @@ class EngineConfig:
             can ask reused rows there what this context changes for them, without running them. Those that the model
             does not have are left out.
         graph_memory: bytes that captured CUDA graphs of small steps may take; 0 captures none.
+        host_kv_memory: bytes of host memory, page-locked beside a GPU, to which residents can be copied
+            (`Engine.offload`); 0 takes none.
 
     Raises:
-        ValueError: a count below 1, or a layer below 0.
+        ValueError: a count below 1, a layer below 0, or bytes below 0.
     """
 
     kv_memory: int = 1 * GIB
@@ -57,6 +59,7 @@ class EngineConfig:
     quantization: Quantization | None = None
     trace_layers: tuple[int, ...] = ()
     graph_memory: int = 1 * GIB
+    host_kv_memory: int = 0
 
     def __post_init__(self) -> None:
         if min(self.max_rows_per_step, self.max_sequences) < 1:
@@ -65,3 +68,5 @@ class EngineConfig:
             )
         if min(self.trace_layers, default=0) < 0:
             raise ValueError(f"trace_layers {self.trace_layers} names a layer below 0")
+        if self.host_kv_memory < 0:
+            raise ValueError(f"host_kv_memory is {self.host_kv_memory}: give 0 or more bytes")

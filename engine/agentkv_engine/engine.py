@@ -2,10 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from pathlib import Path
 
 from agentkv_engine.cache.block_pool import BlockPool, EvictionPolicy, LeastRecentlyUsed
+from agentkv_engine.cache.host_memory import HostMemory, HostResident
 from agentkv_engine.cache.kv_pool import bytes_per_block
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.prefix_index import PrefixIndex
@@ -31,7 +33,7 @@ from agentkv_engine.scheduler.scheduler import Scheduler
 from agentkv_engine.scheduler.sequence import Sequence
 from agentkv_engine.scheduler.token_throttling import MIN_PREFILL, TokenThrottling
 
-__all__ = ["Engine", "EvictionPolicy", "LeastRecentlyUsed", "MemoryStats", "ResidentTensors"]
+__all__ = ["Engine", "EvictionPolicy", "HostResident", "LeastRecentlyUsed", "MemoryStats", "ResidentTensors"]
 
 
 READY_SECONDS = 0.05
@@ -70,7 +72,10 @@ class Engine:
         config: see `EngineConfig`.
         revision: names the weights; stands at the root of every prefix key.
         eviction: the order in which kept KV goes when blocks are wanted.
-        on_evict: called with the handle of a resident that was evicted (not with those that are released).
+        on_evict: called with the handle of a resident that is about to be evicted (not with those that are released);
+            it can still be copied out (`offload`, `export`).
+        on_missing: called with handles of residents that a request wants to read now and that are not in the pool: it
+            may bring them back (`restore`).
         budget: rows of a step; None takes what the settings say.
     """
 
@@ -82,6 +87,7 @@ class Engine:
         revision: str = "",
         eviction: EvictionPolicy | None = None,
         on_evict: Callable[[int], None] = lambda _handle: None,
+        on_missing: Callable[[Ordered[int]], None] = lambda _handles: None,
         budget: BudgetPolicy | None = None,
     ) -> None:
         shape = decoder.config
@@ -101,8 +107,9 @@ class Engine:
         plan = PoolPlan(levels=levels, traced=traced, num_blocks=num_blocks)
         self._runner = runner = _start(decoder, config, plan)
         self._under_way: deque[tuple[SchedulerOutput, Pending]] = deque()
+        self._host = _host_memory(runner, config.host_kv_memory)
         self._prefixes = PrefixIndex(self._pool, f"{revision}/{dtype}")
-        self._residents = Residents(self._pool, runner.tensors, levels, on_evict)
+        self._residents = Residents(self._pool, runner.tensors, levels, on_evict, on_missing, self._host)
         admission = Admission(self._pool, self._prefixes, self._residents, levels, runner.observer)
         self._scheduler = Scheduler(
             self._pool,
@@ -122,6 +129,7 @@ class Engine:
         *,
         eviction: EvictionPolicy | None = None,
         on_evict: Callable[[int], None] = lambda _handle: None,
+        on_missing: Callable[[Ordered[int]], None] = lambda _handles: None,
     ) -> "Engine":
         """Load a Hugging Face directory (config.json, safetensors).
 
@@ -139,7 +147,7 @@ class Engine:
             quantization=config.quantization,
         )
         revision = f"{directory.resolve()}/{config.quantization}"
-        return cls(decoder, config, revision=revision, eviction=eviction, on_evict=on_evict)
+        return cls(decoder, config, revision=revision, eviction=eviction, on_evict=on_evict, on_missing=on_missing)
 
     @staticmethod
     def check_supported(directory: Path, config: EngineConfig) -> None:
@@ -253,6 +261,30 @@ class Engine:
         self.release_finished()
         return self._residents.load(tensors)
 
+    def offload_bytes(self, handle: int) -> int:
+        """Bytes of host memory that a resident takes. Raises UnknownHandle."""
+        return self._residents.offload_bytes(handle)
+
+    def offload(self, handle: int) -> HostResident | None:
+        """Copy a resident to host memory, with what its rows left in traced layers; None where there is no room, or its
+        KV is lost. It stays in the pool. Raises UnknownHandle."""
+        return self._residents.offload(handle)
+
+    def restore(self, items: Ordered[HostResident]) -> tuple[Resident, ...]:
+        """Bring residents that left the pool back into it, under the handles that they had; all, or where the pool has
+        no room, none. Their host memory stays theirs. On a GPU the copies run beside the next steps, whose layers wait
+        for them one by one."""
+        return self._residents.restore(items)
+
+    def discard(self, item: HostResident) -> None:
+        """Free the host memory of a resident."""
+        self._residents.discard(item)
+
+    def check_host(self, held: Ordered[HostResident]) -> None:
+        """Integrity: these residents, and no others, hold host memory; raises AssertionError."""
+        if self._host is not None:
+            self._host.check(held)
+
     def resident_bytes(self, handle: int) -> int:
         """Bytes of the blocks behind a resident, shared ones included. Raises UnknownHandle."""
         return self._residents.num_bytes(handle)
@@ -365,6 +397,17 @@ def _budget(config: EngineConfig, num_stages: int) -> BudgetPolicy:
         return FixedBudget(config.max_rows_per_step)
     most = config.max_rows_per_step
     return TokenThrottling(num_stages=num_stages, max_prefill=most, min_prefill=min(MIN_PREFILL, most))
+
+
+def _host_memory(runner: Runner, num_bytes: int) -> HostMemory | None:
+    if num_bytes == 0:
+        return None
+    if not isinstance(runner, ModelRunner):
+        raise RequestRefused("host_kv_memory needs the model in one process: leave it out with a pipeline")
+    try:
+        return HostMemory(runner.tensors, num_bytes)
+    except ValueError as error:
+        raise RequestRefused(str(error)) from None
 
 
 def _traced_shape(config: EngineConfig, shape: ModelConfig) -> TracedShape | None:

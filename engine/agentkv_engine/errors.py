@@ -5,6 +5,7 @@ EngineError
 │   ├── UnsupportedModel     an architecture, RoPE type or quantisation that this engine does not run
 │   └── MissingTensor        a weight that the architecture needs is not in the files
 ├── DeviceUnavailable        a device that is not here
+├── OutOfMemory              memory of the device or the host that can't be had
 ├── RequestRefused           a request that can never run
 │   └── PromptTooLong        more tokens than the context length or the KV memory can hold
 ├── ConstraintFailed         a request's constraint raised, or allows no token
@@ -32,6 +33,10 @@ class MissingTensor(CheckpointError):
 
 class DeviceUnavailable(EngineError):
     """A device that is not here."""
+
+
+class OutOfMemory(EngineError):
+    """Memory of the device or the host that can't be had."""
 
 
 class RequestRefused(EngineError):

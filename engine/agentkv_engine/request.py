@@ -117,6 +117,7 @@ class TokenSources:
             a full prefill has prompt * num_layers fresh ones.
         screening_row_layers: work of looking at attention to make the plan, as rows through one layer's linears.
         spans: placed spans of residents that were read, as half-open position ranges.
+        restored: tokens of these that had left the pool and were brought back for this request.
         left: what the plan left unrepaired, see `RepairPlan.left`; None where nothing was planned.
         fallbacks: reasons why reuse that was asked for did not happen, e.g. `segment_gone`, `no_room`, with counts.
     """
@@ -131,6 +132,7 @@ class TokenSources:
     fresh_row_layers: int = 0
     screening_row_layers: int = 0
     spans: tuple[tuple[int, int], ...] = ()
+    restored: int = 0
     left: float | None = None
     fallbacks: tuple[tuple[str, int], ...] = ()
 

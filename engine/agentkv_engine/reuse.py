@@ -20,7 +20,8 @@ class Resident:
     """A handle to kept KV of consecutive tokens in the pool (see `Engine.keep`).
 
     Attributes:
-        handle: what `PlacedSpan.handle`, `Engine.release` and `Engine.export` take; never used again after an eviction.
+        handle: what `PlacedSpan.handle`, `Engine.release` and `Engine.export` take; never another's, also after an
+            eviction.
         token_ids: the tokens whose KV it is.
         exact: whether every row up to its end was computed at full depth over exact rows.
         hops: 0 when exact; KV that was computed over reused KV of n hops has n + 1.

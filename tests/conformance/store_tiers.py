@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from agentkv.store.eviction import SparePinned
+from agentkv.store.host import HostStore
 from agentkv.store.pool import PoolStore
 from agentkv.store.store import SegmentKey, Store
-from agentkv_engine.engine import LeastRecentlyUsed
+from agentkv_engine.engine import HostResident, LeastRecentlyUsed
 from agentkv_engine.errors import UnknownHandle
 from agentkv_engine.reuse import Resident
 
@@ -83,4 +86,28 @@ def pool_tier() -> Tier:
     return Tier(store, engine.keep, lambda: len(engine.residents), engine.evict_one, gone)
 
 
-TIERS = {"pool": pool_tier}
+class FakeHostMemory:
+    """Copies in host memory, without their bytes."""
+
+    def __init__(self) -> None:
+        self.held: list[HostResident] = []
+
+    def make(self, num_tokens: int) -> HostResident:
+        resident = Resident(handle=len(self.held), token_ids=tuple(range(num_tokens)), exact=True, hops=0)
+        places = np.arange(num_tokens)
+        copy = HostResident(resident=resident, homes_N=places, slots_N=places, num_bytes=num_tokens * TOKEN_BYTES)
+        self.held.append(copy)
+        return copy
+
+    def discard(self, item: HostResident) -> None:
+        self.held.remove(item)
+
+
+def host_tier() -> Tier:
+    gone: list[SegmentKey] = []
+    memory = FakeHostMemory()
+    store = HostStore(memory, max_bytes=MAX_BYTES, max_pinned_bytes=MAX_PINNED_BYTES, on_gone=gone.append)
+    return Tier(store, memory.make, lambda: len(memory.held), None, gone)
+
+
+TIERS = {"pool": pool_tier, "host": host_tier}

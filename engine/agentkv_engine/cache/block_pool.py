@@ -120,9 +120,15 @@ class BlockPool:
             self._num_pinned -= int(self._pins[block] == 0)
             self._free_if_unheld(block)
 
-    def keep(self, blocks: Iterable[int], on_drop: Callable[[], None]) -> int:
-        """Hold blocks for a keeper until it is dropped; returns its id. `on_drop` is called when that happens."""
-        keeper_id, self._next_keeper = self._next_keeper, self._next_keeper + 1
+    def keep(self, blocks: Iterable[int], on_drop: Callable[[], None], keeper_id: int | None = None) -> int:
+        """Hold blocks for a keeper until it is dropped; returns its id. `on_drop` is called when that happens.
+
+        Args:
+            keeper_id: the id that it had before it was dropped; None gives it a new one.
+        """
+        if keeper_id is None:
+            keeper_id, self._next_keeper = self._next_keeper, self._next_keeper + 1
+        assert keeper_id not in self._keepers, f"keeper {keeper_id} is here"
         keeper = _Keeper(tuple(sorted(set(blocks))), on_drop)
         for block in keeper.blocks:
             self._keeps[block] += 1

@@ -3,7 +3,7 @@
 Shapes: L layers, N tokens, K kv heads, D head dimension.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agentkv_engine.cache.block_pool import BlockPool
+from agentkv_engine.cache.host_memory import HostMemory, HostResident, slots_of
 from agentkv_engine.cache.key_table import Keys
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
@@ -48,13 +49,30 @@ class _Kept:
 
 
 class Residents:
-    """The registry of kept KV. Handles are keeper ids of the block pool."""
+    """The registry of kept KV. Handles are keeper ids of the block pool.
 
-    def __init__(self, pool: BlockPool, tensors: KVPool, levels: Levels, on_evict: Callable[[int], None]) -> None:
+    Args:
+        on_evict: called with the handle of a resident that is about to be evicted; it can still be copied out.
+        on_missing: called with handles that a request wants to read and that are not here; it may `restore` them.
+        host: where residents can be copied to; None where there is no such memory.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        tensors: KVPool,
+        levels: Levels,
+        on_evict: Callable[[int], None],
+        on_missing: Callable[[Sequence[int]], None] = lambda _handles: None,
+        host: HostMemory | None = None,
+    ) -> None:
         self._pool = pool
         self._tensors = tensors
         self._levels = levels
         self._on_evict = on_evict
+        self._on_missing = on_missing
+        self._host = host
+        self._is_lost = False
         self._kept: dict[int, _Kept] = {}
 
     def __contains__(self, handle: int | None) -> bool:
@@ -62,8 +80,7 @@ class Residents:
 
     def keep(self, token_ids: tuple[int, ...], keys: Keys, start: int, *, exact: bool, hops: int) -> Resident:
         """Keep the keys that a sequence has at positions start..; nothing is copied."""
-        handle = self._pool.keep(np.unique(keys.slots_KN // BLOCK_SIZE).tolist(), lambda: self._dropped(handle))
-        self._pool.seal(keys.slots_KN)
+        handle = self._hold(keys)
         resident = Resident(handle=handle, token_ids=token_ids, exact=exact, hops=hops)
         self._kept[handle] = _Kept(resident, keys.moved(-start))
         return resident
@@ -97,9 +114,11 @@ class Residents:
         self._pool.drop(handle)
 
     def drop_all(self) -> None:
-        """The KV is gone: every resident is evicted."""
+        """The KV is gone: every resident is evicted, and can't be copied out any more."""
+        self._is_lost = True
         for handle in list(self._kept):
             self._pool.drop(handle)
+        self._is_lost = False
 
     def num_bytes(self, handle: int) -> int:
         """Bytes of the blocks behind a resident, shared ones included."""
@@ -117,7 +136,7 @@ class Residents:
             token_ids=kept.resident.token_ids,
             exact=kept.resident.exact,
             hops=kept.resident.hops,
-            homes_N=torch.from_numpy(np.arange(len(kept.keys)) - kept.keys.offsets_N),
+            homes_N=torch.from_numpy(_homes(kept.keys)),
             k_LNKD=torch.stack([k for k, _ in layers]).cpu(),
             v_LNKD=torch.stack([v for _, v in layers]).cpu(),
             traces=self._traces_of(kept.keys),
@@ -134,7 +153,7 @@ class Residents:
         blocks = self._pool.allocate(-(-num_tokens // BLOCK_SIZE))
         if blocks is None:
             raise RequestRefused(f"no room to load {num_tokens} tokens of KV: release residents or raise kv_memory")
-        slots = (np.asarray(blocks)[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)[:num_tokens]
+        slots = slots_of(blocks, num_tokens)
         for layer in range(self._tensors.num_layers):
             device_slots = self._device_slots(slots)
             k, v = tensors.k_LNKD[layer], tensors.v_LNKD[layer]
@@ -142,10 +161,79 @@ class Residents:
         if (store := self._tensors.traces) is not None:
             for layer in store.layers:
                 store.restore(layer, self._device_slots(slots), tensors.traces[layer].to(self._tensors.device))
-        keys = Keys(np.tile(slots, (len(self._levels), 1)), np.arange(num_tokens) - tensors.homes_N.numpy())
+        keys = self._keys_at(slots, tensors.homes_N.numpy())
         resident = self.keep(tensors.token_ids, keys, 0, exact=tensors.exact, hops=tensors.hops)
         self._pool.unpin(blocks)
         return resident
+
+    @property
+    def can_fetch(self) -> bool:
+        """Whether residents that left may come back."""
+        return self._host is not None
+
+    def fetch(self, handles: Sequence[int]) -> None:
+        """Those that are wanted and not here may be brought back now; those that are here count as read first, so that
+        they are the last to make room."""
+        for handle in handles:
+            if handle in self._kept:
+                self.touch(handle)
+        self._on_missing([handle for handle in handles if handle not in self._kept])
+
+    def offload_bytes(self, handle: int) -> int:
+        """Bytes of host memory that a resident takes."""
+        return -(-self._find(handle).resident.num_tokens // BLOCK_SIZE) * self._tensors.block_bytes
+
+    def offload(self, handle: int) -> HostResident | None:
+        """Copy a resident to host memory; None where there is no room, or its KV is gone."""
+        if self._host is None or self._is_lost:
+            return None
+        kept = self._find(handle)
+        slots = [self._device_slots(each) for each in kept.keys.slots_KN]
+        layers = range(self._tensors.num_layers)
+        return self._host.save(
+            kept.resident,
+            _homes(kept.keys),
+            [slots[self._levels.list_of_layer(layer)] for layer in layers],
+            [slots[self._levels.list_of_queries(layer)] for layer in layers],
+        )
+
+    def restore(self, items: Sequence[HostResident]) -> tuple[Resident, ...]:
+        """Bring residents back under their handles, all or (where there is no room) none. They can be read at once:
+        readers wait, layer by layer, for what is still on its way."""
+        assert self._host is not None, "there is no host memory"
+        counts = [-(-item.resident.num_tokens // BLOCK_SIZE) for item in items]
+        blocks = self._pool.allocate(sum(counts))
+        if blocks is None:
+            return ()
+        ends = np.cumsum(counts)
+        slots = [
+            slots_of(blocks[end - count : end], item.resident.num_tokens)
+            for item, count, end in zip(items, counts, ends.tolist(), strict=True)
+        ]
+        self._host.load(list(zip(items, slots, strict=True)))
+        for item, here in zip(items, slots, strict=True):
+            keys, handle = self._keys_at(here, item.homes_N), item.resident.handle
+            self._hold(keys, handle)
+            self._kept[handle] = _Kept(item.resident, keys)
+        self._pool.unpin(blocks)
+        return tuple(item.resident for item in items)
+
+    def discard(self, item: HostResident) -> None:
+        """Free a resident's host memory."""
+        assert self._host is not None, "there is no host memory"
+        self._host.free(item)
+
+    def _hold(self, keys: Keys, handle: int | None = None) -> int:
+        """Hold the blocks behind these keys, under an earlier handle where one is given."""
+        held = self._pool.keep(
+            np.unique(keys.slots_KN // BLOCK_SIZE).tolist(), lambda: self._dropped(held), keeper_id=handle
+        )
+        self._pool.seal(keys.slots_KN)
+        return held
+
+    def _keys_at(self, slots_N: np.ndarray, homes_N: np.ndarray) -> Keys:
+        """Keys that lie at the same slots in every layer."""
+        return Keys(np.tile(slots_N, (len(self._levels), 1)), np.arange(len(slots_N)) - homes_N)
 
     def _check(self, tensors: ResidentTensors) -> None:
         here = (self._tensors.num_layers, len(tensors.token_ids), *self._tensors.head_shape)
@@ -180,8 +268,14 @@ class Residents:
         return self._kept[handle]
 
     def _dropped(self, handle: int) -> None:
-        if self._kept.pop(handle, None) is not None:
+        if handle in self._kept:
             self._on_evict(handle)
+            del self._kept[handle]
 
     def _device_slots(self, slots: np.ndarray) -> Tensor:
         return torch.from_numpy(slots).to(self._tensors.device)
+
+
+def _homes(keys: Keys) -> np.ndarray:
+    """Positions at which these keys are rotated."""
+    return np.arange(len(keys)) - keys.offsets_N

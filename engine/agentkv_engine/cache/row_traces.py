@@ -11,6 +11,7 @@ of the same row.
 Shapes: S slots, A rows, H heads, D head dimension, E hidden size, Z numbers of a sketch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,17 +66,31 @@ class Traces:
 
 
 class RowTraces:
-    """The traces of a pool's slots."""
+    """The traces of a pool's slots.
 
-    def __init__(self, shape: TracedShape, *, num_slots: int, device: str) -> None:
+    Args:
+        allocate: where the tensors come from.
+        wait: waits for what is being copied into a layer.
+    """
+
+    def __init__(
+        self,
+        shape: TracedShape,
+        *,
+        num_slots: int,
+        device: str,
+        allocate: Callable[[tuple[int, ...], torch.dtype], Tensor],
+        wait: Callable[[int], None],
+    ) -> None:
         self.layers = shape.layers
+        self._wait = wait
         queries = (num_slots, shape.num_heads, shape.head_dim)
         self._kept = {
             layer: Traces(
-                torch.zeros(queries, dtype=torch.int8, device=device),
-                torch.zeros(queries[:2], dtype=torch.float16, device=device),
-                torch.zeros(num_slots, device=device),
-                torch.zeros(num_slots, SKETCH, dtype=torch.bfloat16, device=device),
+                allocate(queries, torch.int8).zero_(),
+                allocate(queries[:2], torch.float16).zero_(),
+                allocate((num_slots,), torch.float32).zero_(),
+                allocate((num_slots, SKETCH), torch.bfloat16).zero_(),
             )
             for layer in shape.layers
         }
@@ -102,7 +117,12 @@ class RowTraces:
 
     def read(self, layer: int, slots_S: Tensor) -> Traces:
         """A copy of the traces of these slots in one layer."""
+        self._wait(layer)
         return Traces(*(tensor.index_select(0, slots_S) for tensor in self._kept[layer].tensors))
+
+    def planes(self, layer: int) -> tuple[Tensor, ...]:
+        """All slots' traces in one layer, in the order of `Traces.tensors`; nothing is waited for."""
+        return self._kept[layer].tensors
 
     def restore(self, layer: int, slots_S: Tensor, traces: Traces) -> None:
         """Put back what `read` gave."""

@@ -3,7 +3,8 @@
 A graph is captured for a *size*: rows rounded up to a bucket, rounded room for keys, and few other things that decide
 which kernels run. Everything else of a step is data in buffers that are refilled before each replay. Rows that pad a
 bucket write to the pool's scratch slot and are read by nobody. Steps whose rows leave at several depths or are pooled,
-large ones, and those that meet the memory budget run one launch after the other.
+large ones, those that meet the memory budget, and those that begin while KV is on its way into the pool run one launch
+after the other.
 """
 
 from collections import OrderedDict
@@ -95,6 +96,8 @@ class GraphForward:
 
     def _graph(self, rows: StepInput) -> "_Graph | None":
         if rows.num_rows > MOST_ROWS or rows.attending[-1] != rows.num_rows or rows.pooled:
+            return None
+        if self._pool.transfers.is_loading:  # a replay can't wait layer by layer
             return None
         size = GraphSize(
             num_rows=bucket(rows.num_rows),

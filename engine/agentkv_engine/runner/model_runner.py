@@ -8,6 +8,7 @@ from torch import Tensor
 
 from agentkv_engine.attention.backend import choose_backend
 from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.transfers import choose_transfers
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.operations import choose_operations
@@ -43,6 +44,7 @@ class ModelRunner:
             dtype=decoder.dtype,
             device=config.device,
             traced=plan.traced,
+            transfers=choose_transfers(config.device),
         )
         backend = choose_backend(shape, decoder.rope, decoder.dtype, config.device)
         forward = choose_forward(

@@ -45,6 +45,8 @@ class Admission:
         Raises:
             SelectorFailed: the request's selector raised, or broke its contract; nothing is held.
         """
+        if not self._fetch(seq):
+            return False
         entries = self._matching_entries(seq)
         spans = self._placeable_spans(seq, len(entries) * BLOCK_SIZE)
         residence = self._place(seq, entries, spans)
@@ -115,6 +117,21 @@ class Admission:
             return []
         rule = seq.request.selector.name if mode is ReuseMode.SCREENED and seq.request.selector is not None else None
         return self._prefixes.match(seq.token_ids, seq.request.tenant, rule=rule)
+
+    def _fetch(self, seq: Sequence) -> bool:
+        """Have residents that left the pool brought back; False where the prompt would not fit beside them."""
+        if not self._residents.can_fetch or all(span.handle in self._residents for span in seq.spans):
+            return True
+        num_prefix = len(self._matching_entries(seq)) * BLOCK_SIZE
+        behind = [span for span in seq.spans if span.end > num_prefix]
+        missing = [span for span in behind if span.handle not in self._residents]
+        here = sum(span.num_tokens for span in behind) - sum(span.num_tokens for span in missing)
+        needed = -(-max(len(seq.token_ids) - num_prefix - here, 0) // BLOCK_SIZE) + len(missing)
+        if needed > self._pool.num_unpinned:
+            return False
+        self._residents.fetch([span.handle for span in behind if span.handle is not None])
+        seq.restored.update(span.handle for span in missing if span.handle in self._residents)
+        return True
 
     def _placeable_spans(self, seq: Sequence, num_prefix: int) -> list[PlacedSpan]:
         """The spans behind the prefix hit whose residents are still there."""
@@ -242,6 +259,7 @@ class Admission:
             repaired=repaired,
             computed=seq.num_prompt - prefix - reused - repaired,
             spans=tuple((span.start, span.end) for span in view.spans if span.handle is not None),
+            restored=sum(span.num_tokens for span in view.spans if span.handle in seq.restored),
             left=seq.plan.left if seq.plan is not None else None,
         )
 

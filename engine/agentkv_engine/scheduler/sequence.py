@@ -180,6 +180,7 @@ class Sequence:
         num_under_way: steps that hold rows of it and whose results are not in yet.
         plan: frozen once made, for the rows of `planned_spans`; survives preemption while no others are read.
         spans: spans that may still be read.
+        restored: handles that were brought back into the pool for it.
         reuse_given_up: there was no room for what it reads beside what it writes: full prefill.
         num_emitted: tokens given out so far.
         num_computed: leading positions that have final keys.
@@ -194,6 +195,7 @@ class Sequence:
     token_ids: list[int]
     spans: tuple[PlacedSpan, ...]
     phase: Phase = Phase.WAITING
+    restored: set[int | None] = field(default_factory=set)
     reuse_given_up: bool = False
     residence: Residence | None = None
     queue: Rows = field(default_factory=lambda: Rows.of(np.empty(0), np.empty(0)))

@@ -24,6 +24,7 @@ def usage(agent: str = "writer", misses: dict[str, int] | None = None) -> Usage:
         repaired=5,
         computed=15,
         segments=2,
+        restored=15,
         row_layers=80,
         full_row_layers=200,
         agent=agent,
@@ -45,6 +46,7 @@ def test_a_chat_is_counted_by_source_agent_and_reason() -> None:
     assert seen["agentkv_row_layers_total",] == 160
     assert seen["agentkv_full_row_layers_total",] == 400
     assert seen["agentkv_segment_lookups_total", "reason=", "result=hit"] == 4
+    assert seen["agentkv_restored_tokens_total",] == 30
     assert seen["agentkv_segment_lookups_total", "reason=too_short", "result=miss"] == 3
     assert seen["agentkv_fallbacks_total", "reason=too_short"] == 1
     assert seen["agentkv_segment_edges_tokens_total", "from_agent=researcher", "to_agent=writer"] == 50

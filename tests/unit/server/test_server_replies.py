@@ -33,6 +33,7 @@ USAGE = {
         "repaired": 3,
         "computed": 4,
         "segments": 2,
+        "restored": 0,
         "row_layers": 26,
         "full_row_layers": 52,
         "selector": "query_attention(0.2)",
