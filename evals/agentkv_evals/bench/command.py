@@ -52,6 +52,9 @@ def ttft(
     profile: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write profiler traces here and show kernel time by phase.")
     ] = None,
+    from_host: Annotated[
+        bool, typer.Option("--from-host", help="Add arms whose reused KV comes from host memory.")
+    ] = False,
     device: Device = None,
     seed: Seed = 0,
     json_file: File = None,
@@ -64,6 +67,7 @@ def ttft(
         ratios=tuple(ratio or ()),
         rounds=rounds,
         profile_to=profile,
+        from_host=from_host,
         device=device,
         seed=seed,
         json_file=json_file,
@@ -109,7 +113,6 @@ def memory(
     ] = None,
     ratio: Ratios = None,
     threads: Annotated[int, typer.Option(min=5, help="KV budget in copies of the thread.")] = 16,
-    rounds: Rounds = 5,
     device: Device = None,
     seed: Seed = 0,
     json_file: File = None,
@@ -121,11 +124,89 @@ def memory(
         lengths=() if length is None else (length,),
         ratios=tuple(ratio or ()),
         threads=threads,
-        rounds=rounds,
         device=device,
         seed=seed,
         json_file=json_file,
     )
+
+
+class LoadName(StrEnum):
+    """Conversations made by lot, see `agentkv_evals.bench.serving.conversations`."""
+
+    FAN_IN = "fan-in"
+    ALL_GATHER = "all-gather"
+
+
+@bench.command()
+def serve(
+    model_shape: ModelShape = Shape.SMALL,
+    load: Annotated[
+        list[LoadName] | None,
+        typer.Option(help="Conversations made by lot, repeatable.", show_default="both, or with --trace none"),
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Recorded conversations (JSON lines) to replay beside them.")
+    ] = None,
+    concurrency: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Conversations at once, repeatable.", show_default="1 8 32 64; on cpu 1 4"),
+    ] = None,
+    selector: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE", help="Rule of a screened arm, repeatable.", show_default="reading_change(0.05)"),
+    ] = None,
+    agents: Annotated[tuple[int, int], typer.Option(metavar="FEWEST MOST", help="Agents of a conversation.")] = (3, 8),
+    message_tokens: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="FEWEST MOST", help="Tokens of a message.", show_default="300 1500; on cpu 30 90"),
+    ] = None,
+    talk_rounds: Annotated[int, typer.Option(min=1, help="Rounds of a conversation.")] = 4,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Time for each load, number of conversations and arm.", show_default="60; on cpu 2.5"
+        ),
+    ] = None,
+    conversations: Annotated[
+        int | None, typer.Option(min=1, help="End earlier, after so many conversations.", show_default="no limit")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each arm.")] = 1,
+    kv_memory: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of KV in the pool.")] = "1GiB",
+    host_kv_memory: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of KV in host memory.")] = "0",
+    device: Device = None,
+    seed: Seed = 0,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the figures here; a run that was cut off goes on there."),
+    ] = None,
+) -> None:
+    """Conversations of several agents at once through the whole service: full, exact and screened prefill."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from agentkv_evals.bench.run import device_here  # noqa: PLC0415
+    from agentkv_evals.bench.serving.conversations import Load  # noqa: PLC0415
+    from agentkv_evals.bench.serving.run import ServeSettings, run_serving  # noqa: PLC0415
+
+    here = device_here(device)
+    on_cpu = here == "cpu"
+    settings = ServeSettings(
+        shape=model_shape.value,
+        loads=tuple(Load(each.value) for each in (load or ([] if trace else list(LoadName)))),
+        trace_file=trace,
+        concurrency=tuple(concurrency or ((1, 4) if on_cpu else (1, 8, 32, 64))),
+        selectors=tuple(selector or ("reading_change(0.05)",)),
+        agents=agents,
+        tokens=message_tokens or ((30, 90) if on_cpu else (300, 1500)),
+        talk_rounds=talk_rounds,
+        seconds=seconds or (2.5 if on_cpu else 60.0),
+        conversations=conversations,
+        rounds=rounds,
+        kv_memory=kv_memory,
+        host_kv_memory=host_kv_memory,
+        device=here,
+        seed=seed,
+    )
+    run_serving(settings, json_file=json_file, console=Console())
 
 
 @bench.command()

@@ -29,6 +29,7 @@ class Settings:
     rounds: int = 5
     transformers: bool = False
     profile_to: Path | None = None
+    from_host: bool = False
     device: str | None = None
     seed: int = 0
     json_file: Path | None = None
@@ -40,7 +41,7 @@ def run_benchmark(settings: Settings, console: Console | None = None) -> dict[st
     Raises:
         ConfigError: options that do not fit each other, files that can't be written, or a device that is not here.
     """
-    device = _device(settings)
+    device = device_here(settings.device)
     for path in (settings.json_file, settings.profile_to and settings.profile_to / "trace.json"):
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"can't write {path}: make the folder {path.parent} first")
@@ -63,8 +64,9 @@ def run_benchmark(settings: Settings, console: Console | None = None) -> dict[st
     return content
 
 
-def _device(settings: Settings) -> str:
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def device_here(device: str | None) -> str:
+    """The device that is named, else cuda where there is one. Raises ConfigError: it is not here."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" and not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} is not here: torch {torch.__version__} sees no CUDA device; give cpu")
     return device
@@ -81,6 +83,7 @@ def _run(settings: Settings, device: str, console: Console) -> dict[str, Any]:
                 device=device,
                 seed=settings.seed,
                 profile_to=settings.profile_to,
+                from_host=settings.from_host,
                 console=console,
             )
         case "decode":

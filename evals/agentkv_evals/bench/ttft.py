@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from agentkv.errors import ConfigError
-from agentkv_engine.config import EngineConfig
+from agentkv_engine.config import BLOCK_SIZE, EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.request import TokenSources
+from agentkv_evals.bench.from_host import HostShelf, host_rate
 from agentkv_evals.bench.profile import layer_ranges, profile_prefill, profile_table
 from agentkv_evals.bench.rates import Rates, floor_seconds, flops_of, measure_rates, synchronize
 from agentkv_evals.bench.shapes import SHAPES, device_dtype, random_decoder
-from agentkv_evals.bench.workload import Workload, first_token, make_workload
+from agentkv_evals.bench.workload import NUM_SPANS, Workload, first_token, make_workload
 
 WARM_ROUNDS = 3
 """Rounds that are dropped: kernels are compiled, and a size of step is captured the second time it comes."""
@@ -31,9 +32,10 @@ POOL_PROMPTS = 6
 
 @dataclass(slots=True, kw_only=True)
 class Arm:
-    """One arm's runs at one length. `ratio` None is full prefill."""
+    """One arm's runs at one length. `ratio` None is full prefill; `from_host`: what is reused lies in host memory."""
 
     ratio: float | None
+    from_host: bool = False
     seconds: list[float] = field(default_factory=list)
     steps: list[list[float]] = field(default_factory=list)
     sources: TokenSources | None = None
@@ -41,7 +43,8 @@ class Arm:
     @property
     def name(self) -> str:
         """As shown."""
-        return "full" if self.ratio is None else f"screened {self.ratio:.0%}"
+        place = ", host" if self.from_host else ""
+        return "full" if self.ratio is None else f"screened {self.ratio:.0%}{place}"
 
 
 def run_ttft(
@@ -53,25 +56,33 @@ def run_ttft(
     device: str,
     seed: int,
     profile_to: Path | None,
+    from_host: bool = False,
     console: Console,
 ) -> dict[str, Any]:
-    """Measure; returns one record an arm and length.
+    """Measure; returns one record an arm and length. `from_host` adds arms that read from host memory.
 
     Raises:
         ConfigError: a length that the shape does not hold.
     """
-    engine, decoder = _engine(shape, max(lengths), device, seed)
+    shelf = HostShelf()
+    engine, decoder = _engine(shape, max(lengths), device, seed, shelf if from_host else None)
     weight_bytes = sum(parameter.numel() * parameter.dtype.itemsize for parameter in decoder.layers.parameters())
     rates = measure_rates(device_dtype(device), device)
     console.print(f"{shape} on {device}: {rates.flops / 1e12:.1f} TFLOP/s, copy {rates.bytes / 1e12:.2f} TB/s")
+    host_bytes = host_rate(device) if from_host else None
+    if host_bytes is not None:
+        console.print(f"copies from host memory: {host_bytes / 1e9:.1f} GB/s")
     gc.collect()
     gc.freeze()  # a collection of all that was imported takes as long as a prefill
     records, profiles = [], {}
     for length in lengths:
         workload = make_workload(engine, length, seed=seed)
         arms = [Arm(ratio=ratio) for ratio in (None, *ratios)]
+        arms += [Arm(ratio=ratio, from_host=True) for ratio in ratios if from_host]
         for number in range(WARM_ROUNDS + rounds):
             for arm in arms:
+                if arm.from_host:
+                    shelf.send_down(workload.residents)
                 _play(engine, workload, arm, f"{length} {arm.name} {number}", seed + number)
         if profile_to is not None:
             with layer_ranges(decoder.layers):
@@ -79,15 +90,22 @@ def run_ttft(
                     name = f"{length}-{'full' if ratio is None else f'screened-{ratio:g}'}"
                     profiles[name] = profile_prefill(engine, workload, ratio, name, profile_to)
                     console.print(profile_table(profiles[name], f"kernels of {name} (ms)"))
+        shelf.forget(workload.residents)
         for resident in workload.residents:
             engine.release(resident.handle)
         records += [_record(engine, length, arm, arms[0], rates, weight_bytes) for arm in arms]
         console.print(_table([record for record in records if record["length"] == length], length))
-    return {"arms": records, "profiles": profiles, "gemm_flops": rates.flops, "copy_bytes": rates.bytes}
+    return {
+        "arms": records,
+        "profiles": profiles,
+        "gemm_flops": rates.flops,
+        "copy_bytes": rates.bytes,
+        "host_copy_bytes": host_bytes,
+    }
 
 
-def _engine(shape: str, longest: int, device: str, seed: int) -> tuple[Engine, Decoder]:
-    """An engine with room for the longest prompt in one step, and its model."""
+def _engine(shape: str, longest: int, device: str, seed: int, shelf: HostShelf | None) -> tuple[Engine, Decoder]:
+    """An engine with room for the longest prompt in one step, and on the shelf for its residents, and its model."""
     config = SHAPES[shape]
     if longest >= config.context_length:
         raise ConfigError(f"{shape} takes prompts of fewer than {config.context_length} tokens, not of {longest}")
@@ -96,11 +114,16 @@ def _engine(shape: str, longest: int, device: str, seed: int) -> tuple[Engine, D
     token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
     engine_config = EngineConfig(
         kv_memory=POOL_PROMPTS * (longest + 64) * token_bytes,
+        host_kv_memory=(longest + NUM_SPANS * BLOCK_SIZE) * token_bytes if shelf is not None else 0,
         max_rows_per_step=2 * longest,
         device=device,
         dtype=dtype,
     )
-    return Engine(decoder, engine_config, revision=f"random {shape}"), decoder
+    if shelf is None:
+        return Engine(decoder, engine_config, revision=f"random {shape}"), decoder
+    engine = Engine(decoder, engine_config, revision=f"random {shape}", on_missing=shelf.missing)
+    shelf.attach(engine)
+    return engine, decoder
 
 
 def _play(engine: Engine, workload: Workload, arm: Arm, request_id: str, seed: int) -> None:
@@ -116,6 +139,7 @@ def _play(engine: Engine, workload: Workload, arm: Arm, request_id: str, seed: i
     arm.steps.append([end - start for start, end in pairwise(times)])
     assert arm.sources is not None, "the request ended without a token"
     assert not arm.sources.fallbacks, f"reuse did not happen: {arm.sources.fallbacks}"
+    assert (arm.sources.restored > 0) == arm.from_host, f"{arm.sources.restored} tokens came from host memory"
 
 
 def _record(engine: Engine, length: int, arm: Arm, full: Arm, rates: Rates, weight_bytes: int) -> dict[str, Any]:
@@ -127,6 +151,8 @@ def _record(engine: Engine, length: int, arm: Arm, full: Arm, rates: Rates, weig
         "length": length,
         "arm": arm.name,
         "ratio": arm.ratio,
+        "from_host": arm.from_host,
+        "restored": arm.sources.restored,
         "ttft_ms": [1e3 * value for value in seconds],
         "ttft_ms_median": 1e3 * median(seconds),
         "steps_ms_median": [1e3 * median(step) for step in zip(*arm.steps[WARM_ROUNDS:], strict=False)],
