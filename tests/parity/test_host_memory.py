@@ -109,7 +109,7 @@ def test_layers_wait_for_their_own_loads_and_for_all_of_them(decoder, monkeypatc
     transfers = Deferred()
     stayed = Host(decoder, blocks=40, host_blocks=0)
     expected = run(stayed.engine, reader(*stayed.keep_both(), plan=ReadingChange(ratio=0.2)))["reader"]
-    monkeypatch.setattr("agentkv_engine.engine.choose_transfers", lambda _device: transfers)
+    monkeypatch.setattr("agentkv_engine.runner.model_runner.choose_transfers", lambda _device: transfers)
     left = Host(decoder, blocks=14, host_blocks=20)
     kept = left.keep_both()
     left.fill()
@@ -124,7 +124,7 @@ def test_a_pool_that_changes_hands_before_a_load_is_awaited_is_not_harmed(decode
     transfers = Deferred()
     other = screened("other", prompt_of(200, seed=7), return_logits=True)
     expected = run(Host(decoder, blocks=14, host_blocks=0).engine, other)["other"]
-    monkeypatch.setattr("agentkv_engine.engine.choose_transfers", lambda _device: transfers)
+    monkeypatch.setattr("agentkv_engine.runner.model_runner.choose_transfers", lambda _device: transfers)
     left = Host(decoder, blocks=14, host_blocks=20)
     first, second = left.keep_both()
     left.fill()
