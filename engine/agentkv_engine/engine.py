@@ -226,7 +226,8 @@ class Engine:
             return self._begin_anew(error)
 
     def release_finished(self) -> None:
-        """Give back what requests that ended in the last step hold, where no step follows; `step` does it too."""
+        """What the last step left for when its tokens are out, where no step follows; `step` does it too: prompts go
+        into the prefix index, and what requests that ended hold is given back."""
         self._scheduler.release_finished()
 
     def keep(self, request_id: str, start: int, end: int) -> Resident:

@@ -117,7 +117,10 @@ def hidden_states(decoder: Decoder, token_ids: tuple[int, ...]) -> list[torch.Te
     """Hidden states behind every layer, from the engine's own forward pass."""
     states: list[torch.Tensor] = []
     hooks = [layer.register_forward_hook(lambda _m, _i, out: states.append(sum(out))) for layer in decoder.layers]
-    run(Engine(decoder, EngineConfig()), Request(request_id="plain", token_ids=token_ids, sampling=ONE))
+    run(
+        Engine(decoder, EngineConfig(trace_layers=ALL_TRACED)),
+        Request(request_id="plain", token_ids=token_ids, sampling=ONE),
+    )
     for hook in hooks:
         hook.remove()
     return states

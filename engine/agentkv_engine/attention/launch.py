@@ -96,11 +96,14 @@ def layout(capacity: Capacity) -> dict[str, slice]:
     return parts
 
 
-def packed(work: RowItems, capacity: Capacity, *, gathered: bool) -> np.ndarray:
-    """The arrays of some work in a launch's layout, int32; without the last, where keys are not gathered."""
+def packed(work: RowItems, capacity: Capacity, *, gathered: bool, device: str) -> Tensor:
+    """The arrays of some work in a launch's layout, int32; without the last, where keys are not gathered. On the host,
+    where the device can copy it from."""
     parts = layout(capacity)
     last = parts["key_runs"] if gathered else parts["key_slots"]
-    flat = np.zeros(last.start + len(work.key_slots_S), dtype=np.int32)
+    staged = staging(last.start + len(work.key_slots_S), torch.int32, device)
+    flat = staged.numpy()
+    flat[: last.start] = 0
     arrays = {
         "num_keys": np.asarray([len(work.key_slots_S)]),
         "items": work.items_I8,
@@ -116,20 +119,21 @@ def packed(work: RowItems, capacity: Capacity, *, gathered: bool) -> np.ndarray:
     for name, array in arrays.items():
         start = parts[name].start
         flat[start : start + array.size] = array.reshape(-1)
-    return flat
+    return staged
+
+
+def staging(size: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Host memory that is copied to the device without the host waiting."""
+    return torch.empty(size, dtype=dtype, pin_memory=torch.device(device).type == "cuda")
 
 
 def upload(array: np.ndarray, device: str) -> Tensor:
     """A copy on the device that the host need not wait for."""
-    tensor = torch.from_numpy(array)
-    if torch.device(device).type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    staged = staging(array.size, torch.from_numpy(array).dtype, device)
+    staged.numpy()[:] = array
+    return staged.to(device, non_blocking=True)
 
 
-def refill(target: Tensor, array: np.ndarray) -> None:
-    """Copy into the first elements of a tensor on the device; the host need not wait."""
-    source = torch.from_numpy(array)
-    if target.is_cuda:
-        source = source.pin_memory()
-    target[: len(array)].copy_(source, non_blocking=True)
+def refill(target: Tensor, staged: Tensor) -> None:
+    """Copy `staging` memory into the first elements of a tensor on the device; the host need not wait."""
+    target[: len(staged)].copy_(staged, non_blocking=True)

@@ -149,7 +149,7 @@ class TritonRows:
         if not all(launch.capacity.holds(Capacity.of(work)) for work, launch in pairs):
             return False
         for work, launch in pairs:
-            refill(launch.flat, packed(work, launch.capacity, gathered=launch.gathered))
+            refill(launch.flat, packed(work, launch.capacity, gathered=launch.gathered, device=self._device))
         return True
 
     def with_turns(self, reserved: PreparedRows) -> PreparedRows:
@@ -205,7 +205,7 @@ class TritonRows:
     def _launch(self, sequences: list[SequenceRows], shape: TileShape, *, gathered: bool) -> Launch:
         work = self._work(sequences, self._tile_rows(shape), gathered=gathered)
         capacity = Capacity.of(work)
-        flat = upload(packed(work, capacity, gathered=gathered), self._device)
+        flat = packed(work, capacity, gathered=gathered, device=self._device).to(self._device, non_blocking=True)
         turned = bool(work.offsets_U.any())
         return self._described(shape, capacity, flat, gathered=gathered, turned=turned)
 

@@ -14,6 +14,9 @@ import numpy as np
 from agentkv_engine.cache.free_blocks import FreeBlocks
 from agentkv_engine.config import BLOCK_SIZE
 
+MOST_AHEAD = 64
+"""Blocks that are reclaimed beyond those wanted, in a large pool: a look at all keepers serves many allocations."""
+
 
 class EvictionPolicy(Protocol):
     """The order in which keepers are dropped when blocks are wanted. Injected by the middleware."""
@@ -72,8 +75,8 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.policy = policy
         self._free = FreeBlocks(num_blocks)
-        self._pins = np.zeros(num_blocks, dtype=np.int64)
-        self._keeps = np.zeros(num_blocks, dtype=np.int64)
+        self._pins = [0] * num_blocks
+        self._keeps = [0] * num_blocks
         self._sealed = np.zeros(num_blocks * BLOCK_SIZE, dtype=bool)
         self._keepers: dict[int, _Keeper] = {}
         self._next_keeper = 1
@@ -92,7 +95,7 @@ class BlockPool:
     @property
     def num_kept(self) -> int:
         """Blocks with at least one keep, each counted once however many keepers share it."""
-        return int(np.count_nonzero(self._keeps))
+        return self.num_blocks - self._keeps.count(0)
 
     def allocate(self, num: int, behind: int | None = None) -> list[int] | None:
         """Take `num` blocks, pinned once for the caller, right `behind` another where those are free; None (and nothing
@@ -108,17 +111,20 @@ class BlockPool:
 
     def pin(self, blocks: Sequence[int]) -> None:
         """Hold blocks for a running sequence."""
+        pins = self._pins
         for block in blocks:
-            self._num_pinned += int(self._pins[block] == 0)
-            self._pins[block] += 1
+            if pins[block] == 0:
+                self._num_pinned += 1
+            pins[block] += 1
 
     def unpin(self, blocks: Sequence[int]) -> None:
         """Give up one pin on each of these blocks."""
         for block in blocks:
             assert self._pins[block] > 0, f"block {block} is not pinned"
             self._pins[block] -= 1
-            self._num_pinned -= int(self._pins[block] == 0)
-            self._free_if_unheld(block)
+            if self._pins[block] == 0:
+                self._num_pinned -= 1
+                self._free_if_unheld(block)
 
     def keep(self, blocks: Iterable[int], on_drop: Callable[[], None], keeper_id: int | None = None) -> int:
         """Hold blocks for a keeper until it is dropped; returns its id. `on_drop` is called when that happens.
@@ -163,21 +169,23 @@ class BlockPool:
 
     def check(self) -> None:
         """Integrity of all counts; raises AssertionError."""
-        keeps = np.zeros(self.num_blocks, dtype=np.int64)
+        keeps, pins = np.zeros(self.num_blocks, dtype=np.int64), np.asarray(self._pins)
         for keeper in self._keepers.values():
             keeps[list(keeper.blocks)] += 1
-        assert (keeps == self._keeps).all(), "keeps differ from the keepers' blocks"
-        assert (self._pins >= 0).all(), "negative pins"
-        assert self._num_pinned == np.count_nonzero(self._pins), "the count of pinned blocks is off"
-        unheld = set(np.flatnonzero((self._pins == 0) & (self._keeps == 0)).tolist())
+        assert keeps.tolist() == self._keeps, "keeps differ from the keepers' blocks"
+        assert (pins >= 0).all(), "negative pins"
+        assert self._num_pinned == np.count_nonzero(pins), "the count of pinned blocks is off"
+        unheld = set(np.flatnonzero((pins == 0) & (keeps == 0)).tolist())
         assert sorted(unheld) == self._free.ids(), "free blocks differ from the unheld ones"
         assert len(self._free) == len(unheld), "the count of free blocks is off"
         assert not self._sealed.reshape(-1, BLOCK_SIZE)[sorted(unheld)].any(), "a free block has sealed slots"
 
     def _reclaim(self, num: int) -> None:
-        """Drop keepers, in the policy's order, until `num` blocks are free. One pass: dropping changes no pins."""
+        """Drop keepers, in the policy's order, until `num` blocks are free, and some more. One pass: dropping changes
+        no pins."""
         if len(self._free) >= num:
             return
+        num += min(MOST_AHEAD, self.num_blocks // 256)
         for keeper_id in list(self.policy.candidates()):
             if keeper_id in self._keepers and self._frees_something(keeper_id):
                 self.drop(keeper_id)
@@ -185,7 +193,8 @@ class BlockPool:
                     return
 
     def _frees_something(self, keeper_id: int) -> bool:
-        return any(self._pins[block] == 0 for block in self._keepers[keeper_id].blocks)
+        pins = self._pins
+        return any(pins[block] == 0 for block in self._keepers[keeper_id].blocks)
 
     def _free_if_unheld(self, block: int) -> None:
         if self._pins[block] == 0 and self._keeps[block] == 0:

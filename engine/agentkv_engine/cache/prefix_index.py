@@ -4,13 +4,12 @@ The root of a chain carries the model and the tenant. Two maps, since KV that is
 request. Entries hold what the key table holds for their 16 positions, and keep every block behind them.
 """
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from typing import TypeVar
-
-import numpy as np
 
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import Keys
@@ -72,9 +71,9 @@ class PrefixIndex:
         tenant: str,
         *,
         first_block: int,
-        keys_of: Callable[[int, int], Keys],
-        is_exact: Callable[[int], bool],
-        depth_of: Callable[[int, int], int],
+        keys: Keys,
+        exact_until: int,
+        depths: Sequence[int],
         hops: int,
         rule: str,
     ) -> None:
@@ -84,48 +83,61 @@ class PrefixIndex:
             token_ids: all ids that have KV.
             tenant: whose.
             first_block: blocks before it were added already.
-            keys_of: keys of positions [start, end).
-            is_exact: whether all rows before a position are exact.
-            depth_of: mean depth spent on positions [start, end).
+            keys: of the positions of the blocks to add.
+            exact_until: all rows before this position are exact.
+            depths: mean depth spent on the rows of each block to add.
             hops: of the rows that are not exact.
             rule: name of the selector by which they were repaired.
         """
-        chain = list(enumerate(self._chain(token_ids, tenant)))
-        for number, (digest, block) in reversed(chain):  # the leaf first: it is dropped before what it hangs on
-            start, end = number * BLOCK_SIZE, (number + 1) * BLOCK_SIZE
-            exact = is_exact(end)
+        chain = list(self._chain(token_ids, tenant))
+        behind = _blocks_behind(keys)
+        for number in reversed(range(len(chain))):  # the leaf first: it is dropped before what it hangs on
+            digest, block = chain[number]
+            exact, added = (number + 1) * BLOCK_SIZE <= exact_until, number - first_block
             known = self._exact.get(digest) or (None if exact else self._screened.get((digest, rule)))
-            if number < first_block:
-                if known is not None:
-                    self._pool.touch(known.keeper_id)
-                continue
-            depth = depth_of(start, end)
-            if known is not None and (known.exact or known.depth_spent >= depth):
+            if known is not None and (added < 0 or known.exact or known.depth_spent >= depths[added]):
                 self._pool.touch(known.keeper_id)
+                continue
+            if added < 0:
+                continue
+            if known is not None:  # repaired deeper this time
+                self._pool.drop(known.keeper_id)
+            own = keys[added * BLOCK_SIZE : (added + 1) * BLOCK_SIZE]
+            self._pool.seal(own.slots_KN)
+            made = partial(
+                PrefixEntry,
+                token_ids=block,
+                keys=own,
+                exact=exact,
+                hops=0 if exact else hops,
+                depth_spent=depths[added],
+            )
+            if exact:
+                self._add(self._exact, digest, behind[added], made)
             else:
-                if known is not None:  # repaired deeper this time
-                    self._pool.drop(known.keeper_id)
-                made = partial(PrefixEntry, token_ids=block, exact=exact, hops=0 if exact else hops, depth_spent=depth)
-                if exact:
-                    self._add(self._exact, digest, keys_of(start, end), made)
-                else:
-                    self._add(self._screened, (digest, rule), keys_of(start, end), made)
+                self._add(self._screened, (digest, rule), behind[added], made)
 
     def drop_all(self) -> None:
         """The KV is gone: nothing is known any more."""
         for entry in [*self._exact.values(), *self._screened.values()]:
             self._pool.drop(entry.keeper_id)
 
-    def _add(self, entries: dict[Key, PrefixEntry], key: Key, keys: Keys, entry: Callable[..., PrefixEntry]) -> None:
-        blocks = set((keys.slots_KN // BLOCK_SIZE).ravel().tolist())  # few: a set is faster than numpy
+    def _add(
+        self, entries: dict[Key, PrefixEntry], key: Key, blocks: set[int], entry: Callable[..., PrefixEntry]
+    ) -> None:
         keeper_id = self._pool.keep(blocks, lambda: entries.__delitem__(key))
-        self._pool.seal(keys.slots_KN)
-        entries[key] = entry(keys=keys, keeper_id=keeper_id)
+        entries[key] = entry(keeper_id=keeper_id)
 
     def _chain(self, token_ids: Sequence[int], tenant: str) -> Iterator[tuple[Digest, bytes]]:
         digest = blake2b(f"{self._model}\0{tenant}".encode(), digest_size=16).digest()
-        ids = np.asarray(token_ids, dtype=np.int64)
-        for start in range(0, len(ids) - BLOCK_SIZE + 1, BLOCK_SIZE):
-            block = ids[start : start + BLOCK_SIZE].tobytes()
+        for start in range(0, len(token_ids) - BLOCK_SIZE + 1, BLOCK_SIZE):
+            block = array("q", token_ids[start : start + BLOCK_SIZE]).tobytes()
             digest = blake2b(digest + block, digest_size=16).digest()
             yield digest, block
+
+
+def _blocks_behind(keys: Keys) -> list[set[int]]:
+    """The pool's blocks in which the keys of each 16 positions lie."""
+    num_levels, num_keys = keys.slots_KN.shape
+    blocks_KMB = (keys.slots_KN // BLOCK_SIZE).reshape(num_levels, num_keys // BLOCK_SIZE, BLOCK_SIZE)
+    return [{block for level in levels for block in level} for levels in blocks_KMB.transpose(1, 0, 2).tolist()]

@@ -36,10 +36,11 @@ class Decoder(nn.Module):
         x, delta = self.hidden(step)
         for pooled in step.pooled:
             pooled.into.add(self.last_states(x, delta, pooled.rows, step.operations))
-        return self.logits(x, delta, step.logits_rows, step.operations)
+        return self.logits(x, delta, None if step.ends_early else step.logits_rows, step.operations)
 
     def hidden(self, step: Step) -> tuple[Tensor, Tensor | None]:
-        """Residual stream of the rows of full depth behind the last layer, and what the last block adds to it."""
+        """Residual stream of the rows of full depth behind the last layer (where the step ends early, of its
+        `logits_rows`), and what the last block adds to it."""
         x, delta = self.embedding(step.token_ids_N), None
         for index, layer in enumerate(self.layers):
             num_writing = step.num_writing(index)
@@ -48,12 +49,14 @@ class Decoder(nn.Module):
             x, delta = layer(x[:num_writing], None if delta is None else delta[:num_writing], step)
         return x, delta
 
-    def logits(self, x: Tensor, delta: Tensor | None, rows: Tensor, operations: Operations) -> Tensor:
-        """Logits of these rows, from what `hidden` gave."""
-        if len(rows) == 0:
+    def logits(self, x: Tensor, delta: Tensor | None, rows: Tensor | None, operations: Operations) -> Tensor:
+        """Logits of these rows, or of all, from what `hidden` gave."""
+        if len(x if rows is None else rows) == 0:
             return x.new_empty(0, self.config.vocab_size, dtype=torch.float32)
         return self.head(self.last_states(x, delta, rows, operations)).float()
 
-    def last_states(self, x: Tensor, delta: Tensor | None, rows: Tensor, operations: Operations) -> Tensor:
-        """Hidden states of some rows of full depth behind the last layer and its norm."""
-        return self.norm.after_adding(x[rows], None if delta is None else delta[rows], operations)[1]
+    def last_states(self, x: Tensor, delta: Tensor | None, rows: Tensor | None, operations: Operations) -> Tensor:
+        """Hidden states of some rows of full depth, or of all, behind the last layer and its norm."""
+        if rows is not None:
+            x, delta = x[rows], None if delta is None else delta[rows]
+        return self.norm.after_adding(x, delta, operations)[1]

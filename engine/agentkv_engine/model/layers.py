@@ -63,6 +63,9 @@ class Attention(nn.Module):
             self.project(x_WE), step.places.first(len(x_WE)), num_attending, step.pool, self.index
         )
         step.record(self.index, q_AHD)
+        q_AHD = step.going_on(self.index, q_AHD)
+        if len(q_AHD) == 0:
+            return x_WE[:0]
         out_AHD = step.backend.attend(q_AHD, self.index, step.pool, step.attention(self.index))
         out_AE = self.output(out_AHD.flatten(1))
         self._trace(q_AHD, out_AE, step)
@@ -106,12 +109,14 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x_WE: Tensor, delta_WE: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
-        num_attending = step.num_attending(self.index)
         x_WE, normed_WE = self.attention_norm.after_adding(x_WE, delta_WE, step.operations)
         attended_AE = self.attention(normed_WE, step)
-        x_AE, normed_AE = self.mlp_norm.after_adding(x_WE[:num_attending], attended_AE, step.operations)
+        x_AE = step.going_on(self.index, x_WE)
+        if len(x_AE) == 0:
+            return x_AE, attended_AE
+        x_AE, normed_AE = self.mlp_norm.after_adding(x_AE, attended_AE, step.operations)
         delta_AE = self.mlp(normed_AE, step)
         traces = step.pool.traces
         if traces is not None and self.index in traces.layers:
-            traces.write_lengths(self.index, step.places.slots_N[:num_attending], x_AE + delta_AE)
+            traces.write_lengths(self.index, step.places.slots_N[: len(x_AE)], x_AE + delta_AE)
         return x_AE, delta_AE

@@ -44,6 +44,8 @@ class Step:
         writing, attending: rows that write, and rows that attend, in each layer.
         attention_of_layer: the back end's prepared metadata of each layer; layers of one level share it.
         logits_rows: indices of the rows whose logits are wanted, all of full depth.
+        ends_early: the last layer's output is wanted of `logits_rows` alone: the others stop where they have written
+            their K and V in it, and have left their queries if they are probed.
         recorded: the probes' rows.
         pooled: rows whose last hidden states are pooled.
         pool, backend: where keys lie, and what reads them.
@@ -56,6 +58,7 @@ class Step:
     attending: tuple[int, ...]
     attention_of_layer: tuple[Any, ...]
     logits_rows: Tensor
+    ends_early: bool
     pool: KVPool
     backend: AttentionBackend[Any]
     operations: Operations
@@ -69,6 +72,12 @@ class Step:
     def num_attending(self, layer: int) -> int:
         """Rows of depth > layer: they go through this layer."""
         return self.attending[layer]
+
+    def going_on(self, layer: int, x_WE: Tensor) -> Tensor:
+        """Of the rows that write in this layer those that go through it."""
+        if self.ends_early and layer == len(self.attending) - 1:
+            return x_WE[self.logits_rows]
+        return x_WE[: self.attending[layer]]
 
     def attention(self, layer: int) -> Any:
         """Prepared metadata of the rows that attend in this layer."""

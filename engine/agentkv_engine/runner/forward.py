@@ -85,6 +85,7 @@ class EagerForward:
             attending=rows.attending,
             attention_of_layer=tuple(prepared[number] for number in rows.list_of_layer),
             logits_rows=logits_rows,
+            ends_early=rows.ends_early,
             pool=self._pool,
             backend=self._backend,
             operations=self._operations,

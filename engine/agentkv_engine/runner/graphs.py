@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agentkv_engine.attention.launch import refill, upload
+from agentkv_engine.attention.launch import refill, staging, upload
 from agentkv_engine.attention.triton_rows import PreparedRows, Room, TritonRows
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.model.decoder import Decoder
@@ -36,9 +36,11 @@ Capture = Callable[[Callable[[], Hidden]], tuple[Hidden, Callable[[], None]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphSize:
-    """What a captured graph is for: rows, room for the keys of each list, and whether queries are recorded."""
+    """What a captured graph is for: rows, those that go through the last layer (None: all), room for the keys of each
+    list, and whether queries are recorded."""
 
     num_rows: int
+    num_last: int | None
     rooms: tuple[Room, ...]
     list_of_layer: tuple[int, ...]
     records: bool
@@ -47,6 +49,11 @@ class GraphSize:
 def bucket(num_rows: int) -> int:
     """Rows rounded up: powers of two up to 64, then multiples of 128, which is what matrix products are tiled by."""
     return 1 << (num_rows - 1).bit_length() if num_rows <= 64 else -(-num_rows // 128) * 128
+
+
+def last_bucket(num_rows: int, num_logits: int) -> int:
+    """Rows through the last layer of a step that ends early, rounded up to few sizes."""
+    return next((size for size in (0, 8, 64) if num_logits <= size <= num_rows), num_rows)
 
 
 class GraphForward:
@@ -99,8 +106,10 @@ class GraphForward:
             return None
         if self._pool.transfers.is_loading:  # a replay can't wait layer by layer
             return None
+        num_rows, num_logits = bucket(rows.num_rows), len(rows.logits_rows)
         size = GraphSize(
-            num_rows=bucket(rows.num_rows),
+            num_rows=num_rows,
+            num_last=last_bucket(num_rows, num_logits) if rows.ends_early else None,
             rooms=tuple(self._backend.room_for(sequences) for sequences in rows.sequences),
             list_of_layer=rows.list_of_layer,
             records=bool(rows.probes),
@@ -164,6 +173,7 @@ class _Graph:
             self._recorded = (RecordedRows(indices=indices, rows=all_rows, into=all_rows, queries_LRHD=queries),)
         self._pool = pool
         self._operations = operations
+        self._ends_early = size.num_last is not None
         self._hidden: Hidden | None = None
         self._replay: Callable[[], None] | None = None
 
@@ -172,12 +182,14 @@ class _Graph:
         pairs = zip(self._reserved, rows.sequences, strict=True)
         if not all(self._backend.refill(reserved, sequences) for reserved, sequences in pairs):
             return False
-        lines = np.zeros((5, self._size.num_rows), dtype=np.int64)
+        staged = staging(5 * self._size.num_rows, torch.int64, self._pool.device)
+        lines = staged.numpy().reshape(5, -1)
+        lines[:] = 0
         lines[1] = self._pool.scratch_slot
         arrays = (rows.token_ids_N, rows.slots_N, rows.positions_N, rows.offsets_N, rows.logits_rows)
         for line, array in zip(lines, arrays, strict=True):
             line[: len(array)] = array
-        refill(self._rows_5N.view(-1), lines.reshape(-1))
+        refill(self._rows_5N.view(-1), staged)
         return True
 
     def capture(self, capture: Capture) -> None:
@@ -198,6 +210,8 @@ class _Graph:
         assert self._hidden is not None, "capture comes first"
         x, delta = self._hidden
         rows = self._rows_5N[4, :count]
+        if self._ends_early:
+            return self._decoder.logits(x[:count], None if delta is None else delta[:count], None, self._operations)
         return self._decoder.logits(x, delta, rows, self._operations)
 
     def _step(self) -> Step:
@@ -210,7 +224,8 @@ class _Graph:
             writing=everyone,
             attending=everyone,
             attention_of_layer=tuple(prepared[number] for number in self._size.list_of_layer),
-            logits_rows=rows[4],
+            logits_rows=rows[4, : self._size.num_last],
+            ends_early=self._ends_early,
             pool=self._pool,
             backend=self._backend,
             operations=self._operations,

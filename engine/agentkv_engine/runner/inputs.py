@@ -60,6 +60,8 @@ class StepInput:
             differ.
         list_of_layer: which of these lists is a layer's.
         logits_rows: rows whose logits are wanted, by sequence, in order of position.
+        ends_early: no others attend in the last layer, since nothing reads what comes out of it; the rows in the last
+            layer's list are indices of `logits_rows`.
         probes: rows whose queries are recorded.
         pooled: rows whose last hidden states are pooled, and where; they are of full depth.
     """
@@ -73,6 +75,7 @@ class StepInput:
     sequences: tuple[list[SequenceRows], ...]
     list_of_layer: tuple[int, ...]
     logits_rows: np.ndarray
+    ends_early: bool
     probes: tuple[ProbeRows, ...]
     pooled: tuple[tuple[np.ndarray, PooledStates], ...]
 
@@ -83,10 +86,16 @@ class StepInput:
 
 
 class InputBuilder:
-    """Builds steps' inputs for one engine."""
+    """Builds steps' inputs for one engine.
 
-    def __init__(self, levels: Levels) -> None:
+    Args:
+        levels: the engine's.
+        reads_last_layer: all rows attend in the last layer whether or not their logits are wanted: it is traced.
+    """
+
+    def __init__(self, levels: Levels, *, reads_last_layer: bool) -> None:
         self._levels = levels
+        self._reads_last_layer = reads_last_layer
 
     def build(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> StepInput:
         """The input of a schedule's step.
@@ -110,7 +119,12 @@ class InputBuilder:
         layers = np.arange(self._levels.num_layers)
         deepest_first = -order.depths_N
         attending = np.searchsorted(deepest_first, -layers, side="left").tolist()
+        logits_rows, states = _logits_rows(items, order), [item.sequence.states for item in items]
+        ends_early = len(logits_rows) < attending[-1] and not (self._reads_last_layer or any(states))
         sequences, list_of_layer = self._sequences(items, order, attending, rows_of)
+        if ends_early:
+            sequences = (*sequences, self._last_sequences(items, order, logits_rows))
+            list_of_layer = (*list_of_layer[:-1], len(sequences) - 1)
         return StepInput(
             token_ids_N=token_ids,
             slots_N=slots,
@@ -120,11 +134,10 @@ class InputBuilder:
             attending=tuple(attending),
             sequences=sequences,
             list_of_layer=list_of_layer,
-            logits_rows=_logits_rows(items, order),
+            logits_rows=logits_rows,
+            ends_early=ends_early,
             probes=tuple(_probe_rows(items, order, rows_of)),
-            pooled=tuple(
-                (mine, i.sequence.states) for i, mine in zip(items, rows_of, strict=True) if i.sequence.states
-            ),
+            pooled=tuple((mine, into) for into, mine in zip(states, rows_of, strict=True) if into),
         )
 
     def _sequences(
@@ -153,14 +166,29 @@ class InputBuilder:
             of_layer.append(number_of[key])
         return tuple(lists), tuple(of_layer)
 
+    def _last_sequences(
+        self, items: tuple[ScheduledSeq, ...], order: _RowOrder, logits_rows: np.ndarray
+    ) -> list[SequenceRows]:
+        """The list of the last layer of a step that ends early."""
+        ends = np.cumsum([item.num_logits for item in items])
+        slot_list = self._levels.list_of_layer(self._levels.num_layers - 1)
+        return [
+            _sequence_rows(item, logits_rows[into], order, slot_list, into)
+            for item, into in zip(items, np.split(np.arange(len(logits_rows)), ends[:-1]), strict=True)
+            if len(into)
+        ]
 
-def _sequence_rows(item: ScheduledSeq, rows: np.ndarray, order: _RowOrder, slot_list: int) -> SequenceRows:
+
+def _sequence_rows(
+    item: ScheduledSeq, rows: np.ndarray, order: _RowOrder, slot_list: int, into: np.ndarray | None = None
+) -> SequenceRows:
+    """Rows of one sequence, with the keys that they see; `into` says which rows of the layer they are, if not these."""
     positions, residence = order.positions_N[rows], item.sequence.held
     end = int(positions[-1] if len(rows) == 1 else positions.max()) + 1
     key_positions, key_slots, key_offsets = residence.table.readable(slot_list, end)
     assert len(key_positions) == end or residence.probe is not None, "a row would miss keys before it"
     return SequenceRows(
-        rows=rows,
+        rows=rows if into is None else into,
         positions=positions,
         key_slots=key_slots,
         key_positions=key_positions,

@@ -55,7 +55,9 @@ class ModelRunner:
             graph_memory=config.graph_memory,
         )
         observer = Observer(pool=tensors, decoder=decoder, levels=plan.levels, backend=backend)
-        return cls(forward, InputBuilder(plan.levels), tensors=tensors, observer=observer)
+        traced = plan.traced is not None and shape.num_layers - 1 in plan.traced.layers
+        inputs = InputBuilder(plan.levels, reads_last_layer=traced)
+        return cls(forward, inputs, tensors=tensors, observer=observer)
 
     def submit(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> Done:
         """See `Runner.submit`: the step has run."""

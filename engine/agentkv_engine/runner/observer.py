@@ -7,8 +7,9 @@ Shapes: L layers, R rows asked for, P prompt positions, S keys, H heads, K kv he
 E hidden size, Z numbers of a sketch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from agentkv_engine.attention.backend import AttentionBackend
+from agentkv_engine.attention.launch import upload
 from agentkv_engine.attention.rows import SequenceRows
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
@@ -31,6 +33,9 @@ MOST_PROBABILITIES = 1 << 26
 
 MOST_ROWS = 512
 """Rows of a tile: each tile looks at the keys up to its last row only."""
+
+MOST_PAIRS = 1 << 26
+"""Rows times keys of tiles that are asked again at once."""
 
 
 class Observer:
@@ -115,23 +120,26 @@ class LiveObservation:
     @torch.inference_mode()
     def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
         """See `Observation.reading`."""
-        tiles = [self._reread(layer, tile) for reread in rereads for tile in _tiles(reread)]
-        since, by_left_out = zip(*tiles, strict=True) if tiles else ((torch.empty(0),), (torch.empty(0),))
+        parts = [self._reread(layer, batch) for batch in _batches(rereads)]
+        since, by_left_out = zip(*parts, strict=True) if parts else ((torch.empty(0),), (torch.empty(0),))
         return Reading(since_then_R=torch.cat(since), by_left_out_R=torch.cat(by_left_out))
 
-    def _reread(self, layer: int, reread: Reread) -> tuple[Tensor, Tensor]:
-        """Both changes of one tile's rows, [R] each."""
-        asked = np.asarray(reread.positions, dtype=np.int64)
+    def _reread(self, layer: int, batch: Sequence[Reread]) -> tuple[Tensor, Tensor]:
+        """Both changes of a batch's rows, [R] each."""
+        asked = np.concatenate([np.asarray(tile.positions, dtype=np.int64) for tile in batch])
         assert not np.isin(asked, self._probe.borrowed_N).any(), "rows that a probe has run left traces of their own"
         traces = self._traces(layer, asked)
         q_RHD = self._turned_queries(traces, asked).to(self._observer.pool.dtype)
         lengths_R = traces.lengths_S.clamp(min=1e-6)
-        now_RZ = self._sketch(layer, q_RHD, self._keys_of(layer, reread.positions, ()))
+        now_RZ = self._sketch(layer, q_RHD, [replace(tile, left_out=()) for tile in batch])
         since_R = torch.linalg.vector_norm(now_RZ - traces.sketches_SZ.float(), dim=-1) / lengths_R
-        if not reread.left_out:
-            return since_R, torch.zeros_like(since_R)
-        rest_RZ = self._sketch(layer, q_RHD, self._keys_of(layer, reread.positions, reread.left_out))
-        return since_R, torch.linalg.vector_norm(now_RZ - rest_RZ, dim=-1) / lengths_R
+        by_left_out_R = torch.zeros_like(since_R)
+        if some := [tile for tile in batch if tile.left_out]:
+            in_some = np.repeat([bool(tile.left_out) for tile in batch], [len(tile.positions) for tile in batch])
+            rows = self._tensor(np.flatnonzero(in_some))
+            rest_RZ = self._sketch(layer, q_RHD[rows], some)
+            by_left_out_R[rows] = torch.linalg.vector_norm(now_RZ[rows] - rest_RZ, dim=-1) / lengths_R[rows]
+        return since_R, by_left_out_R
 
     @torch.inference_mode()
     def value_deviation(self, layer: int, positions: Sequence[int]) -> Tensor:
@@ -156,27 +164,29 @@ class LiveObservation:
         new_RE, kept_RE = (values[self._tensor(each)].flatten(1).float() for each in slots)
         return new_RE, kept_RE
 
-    def _keys_of(self, layer: int, positions: range, left_out: Iterable[tuple[int, int]]) -> SequenceRows:
+    def _keys_of(self, layer: int, tile: Reread, first_row: int) -> SequenceRows:
         """The keys that these rows see, without those to be left out."""
         level = self._observer.levels.list_of_layer(layer)
-        keys, slots, offsets = self._residence.table.readable(level, positions.stop)
+        keys, slots, offsets = self._residence.table.readable(level, tile.positions.stop)
         kept = np.ones(len(keys), dtype=bool)
-        for start, end in left_out:
+        for start, end in tile.left_out:
             kept &= (keys < start) | (keys >= end)
         return SequenceRows(
-            rows=np.arange(len(positions)),
-            positions=np.asarray(positions, dtype=np.int64),
+            rows=np.arange(first_row, first_row + len(tile.positions)),
+            positions=np.asarray(tile.positions, dtype=np.int64),
             key_slots=slots[kept],
             key_positions=keys[kept],
             key_offsets=offsets[kept],
         )
 
-    def _sketch(self, layer: int, q_RHD: Tensor, rows: SequenceRows) -> Tensor:
-        """Sketch [R, Z] of the attention layer's output for these queries over these keys."""
-        prepared = self._observer.backend.prepare([rows])
-        mixed_RHD = self._observer.backend.attend(q_RHD, layer, self._observer.pool, prepared)
+    def _sketch(self, layer: int, q_RHD: Tensor, tiles: Sequence[Reread]) -> Tensor:
+        """Sketch [R, Z] of the attention layer's output for the queries of these tiles' rows, one behind the other."""
+        first_rows = accumulate([len(tile.positions) for tile in tiles], initial=0)
+        sequences = [self._keys_of(layer, tile, first) for tile, first in zip(tiles, first_rows, strict=False)]
+        backend = self._observer.backend
+        mixed_RHD = backend.attend(q_RHD, layer, self._observer.pool, backend.prepare(sequences))
         weight_IZ, bias_Z = self._observer.sketched_output(layer)
-        num_read = len(rows.rows) * len(rows.key_slots)
+        num_read = sum(len(rows.rows) * len(rows.key_slots) for rows in sequences)
         self.flops += 4 * num_read * q_RHD.shape[1] * q_RHD.shape[2] + 2 * len(q_RHD) * weight_IZ.numel()
         return mixed_RHD.flatten(1).float() @ weight_IZ + bias_Z
 
@@ -225,7 +235,7 @@ class LiveObservation:
         return traces.read(layer, self._tensor(slots))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._observer.pool.device)
+        return upload(array, self._observer.pool.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +253,22 @@ class _Tile:
         return head_probabilities(self.q_RHD, self.k_SKD, self.keys <= self.positions.unsqueeze(1))
 
 
-def _tiles(reread: Reread) -> Iterator[Reread]:
-    """The same in parts of at most `MOST_ROWS` rows."""
-    rows = reread.positions
-    for start in range(0, len(rows), MOST_ROWS):
-        yield Reread(positions=rows[start : start + MOST_ROWS], left_out=reread.left_out)
+def _batches(rereads: Sequence[Reread]) -> Iterator[list[Reread]]:
+    """The same in parts of at most `MOST_ROWS` rows, so many at a time that they pair at most `MOST_PAIRS` rows and
+    keys."""
+    batch: list[Reread] = []
+    num_pairs = 0
+    for reread in rereads:
+        for start in range(0, len(reread.positions), MOST_ROWS):
+            tile = replace(reread, positions=reread.positions[start : start + MOST_ROWS])
+            own_pairs = len(tile.positions) * tile.positions.stop
+            if batch and num_pairs + own_pairs > MOST_PAIRS:
+                yield batch
+                batch, num_pairs = [], 0
+            batch.append(tile)
+            num_pairs += own_pairs
+    if batch:
+        yield batch
 
 
 def head_probabilities(q_RHD: Tensor, k_SKD: Tensor, visible_RS: Tensor) -> Tensor:

@@ -99,17 +99,18 @@ class Admission:
     def index(self, seq: Sequence, *, num_tokens: int) -> None:
         """Put the full blocks of the first `num_tokens` computed positions into the prefix index."""
         residence = seq.held
+        first, end = residence.num_indexed, num_tokens // BLOCK_SIZE
         self._prefixes.insert(
             seq.token_ids[:num_tokens],
             seq.request.tenant,
-            first_block=residence.num_indexed,
-            keys_of=residence.table.copy_out,
-            is_exact=lambda end: end <= residence.exact_until,
-            depth_of=residence.mean_depth,
+            first_block=first,
+            keys=residence.table.copy_out(first * BLOCK_SIZE, end * BLOCK_SIZE),
+            exact_until=residence.exact_until,
+            depths=residence.mean_depths(first, end),
             hops=residence.hops,
             rule=seq.request.selector.name if seq.request.selector is not None else "",
         )
-        residence.num_indexed = num_tokens // BLOCK_SIZE
+        residence.num_indexed = end
 
     def _matching_entries(self, seq: Sequence) -> list[PrefixEntry]:
         mode = seq.request.mode
@@ -311,7 +312,8 @@ def _check_plan(plan: RepairPlan, view: ReuseView) -> None:
     inside = (positions >= 0) & (positions < view.num_tokens)
     if not (inside.all() and reused[positions].all()):
         raise SelectorFailed("the selector's plan names positions outside the reused spans: mend the selector")
-    if not all(1 <= depth <= view.num_layers for depth in plan.depths):
+    depths = np.asarray(plan.depths, dtype=np.int64)
+    if not ((depths >= 1) & (depths <= view.num_layers)).all():
         raise SelectorFailed(f"the selector's plan has depths outside 1..{view.num_layers}: mend the selector")
 
 

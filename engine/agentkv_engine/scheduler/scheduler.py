@@ -51,6 +51,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._finished: list[Sequence] = []
         self._failed: list[StepOutput] = []
+        self._unindexed: dict[Sequence, int] = {}
         self.num_preemptions = 0
 
     @property
@@ -74,6 +75,7 @@ class Scheduler:
 
     def abort(self, seq: Sequence) -> None:
         """Forget a sequence and give back what it holds."""
+        self._index()
         for group in (self._waiting, self._running, self._finished):
             if seq in group:
                 group.remove(seq)
@@ -90,11 +92,13 @@ class Scheduler:
             self._running.remove(seq)
             self._finished.append(seq)
             if seq.num_computed >= seq.num_prompt:
-                self._admission.index(seq, num_tokens=seq.num_computed)
+                self._unindexed[seq] = seq.num_computed
         seq.phase, seq.finish_reason = Phase.FINISHED, reason
 
     def release_finished(self) -> None:
-        """Give back what the sequences that ended in the last step hold."""
+        """What the last step left to do once its tokens were out: put prompts into the prefix index, and give back what
+        the sequences that ended hold."""
+        self._index()
         while self._finished:
             self._admission.release(self._finished.pop())
 
@@ -145,6 +149,11 @@ class Scheduler:
         for seq in begun:
             self.abort(seq)
             self._failed.append(StepOutput(request_id=seq.request_id, error=error))
+
+    def _index(self) -> None:
+        for seq, num_tokens in self._unindexed.items():
+            self._admission.index(seq, num_tokens=num_tokens)
+        self._unindexed.clear()
 
     def _load(self) -> Load:
         num_layers = self._levels.num_layers
@@ -304,7 +313,7 @@ class Scheduler:
         if seq.num_computed < seq.num_prompt:
             return None
         if seq.num_emitted == 0:
-            self._admission.index(seq, num_tokens=seq.num_prompt)
+            self._unindexed[seq] = seq.num_prompt
         if seq.states is not None:
             self.finish(seq, FinishReason.STOP)
             return StepOutput(

@@ -153,10 +153,13 @@ class Residence:
     num_indexed: int = 0
     probe: ProbeState | None = None
 
-    def mean_depth(self, start: int, end: int) -> int:
-        """Mean depth spent on positions [start, end), rounded down; what was generated is of full depth."""
-        planned = self.depths_P[start:end]
-        return (int(planned.sum()) + self.view.num_layers * (end - start - len(planned))) // (end - start)
+    def mean_depths(self, first: int, end: int) -> list[int]:
+        """Mean depth spent on the positions of blocks [first, end), rounded down; what was generated is of full
+        depth."""
+        depths_N = np.full((end - first) * BLOCK_SIZE, self.view.num_layers, dtype=np.int64)
+        planned = self.depths_P[first * BLOCK_SIZE : end * BLOCK_SIZE]
+        depths_N[: len(planned)] = planned
+        return (depths_N.reshape(-1, BLOCK_SIZE).sum(1) // BLOCK_SIZE).tolist()
 
     def own_slots(self, positions_N: np.ndarray) -> np.ndarray:
         """Private slot of each position, NO_SLOT where it has none yet."""

@@ -17,6 +17,13 @@ class Shape(StrEnum):
     SMALL = "small"
 
 
+class Rule(StrEnum):
+    """Rules that choose the rows to recompute, see `agentkv_evals.bench.workload.RULES`."""
+
+    RANDOM = "random"
+    READING_CHANGE = "reading_change"
+
+
 class PairShape(StrEnum):
     """Models that the engine and transformers both run, see `agentkv_evals.bench.model_pair`."""
 
@@ -48,6 +55,9 @@ def ttft(
         list[int] | None, typer.Option(min=64, metavar="TOKENS", help="Prompt length, repeatable.", show_default="2048")
     ] = None,
     ratio: Ratios = None,
+    rule: Annotated[
+        Rule, typer.Option(help="random: by lot, behind a probe of 1% of the rows. reading_change: the server's rule.")
+    ] = Rule.RANDOM,
     rounds: Rounds = 5,
     profile: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write profiler traces here and show kernel time by phase.")
@@ -65,6 +75,7 @@ def ttft(
         shape=model_shape.value,
         lengths=tuple(length or ()),
         ratios=tuple(ratio or ()),
+        rule=rule.value,
         rounds=rounds,
         profile_to=profile,
         from_host=from_host,

@@ -11,8 +11,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from agentkv_engine.engine import Engine
+from agentkv_engine.request import Request
 from agentkv_evals.bench.rates import synchronize
-from agentkv_evals.bench.workload import Workload, first_token
+from agentkv_evals.bench.workload import first_token
 
 KINDS = {
     "attention": ("attend_", "combine_splits", "gather_keys", "flash", "fmha", "sdpa", "attention"),
@@ -22,12 +23,12 @@ KINDS = {
 }
 
 
-def profile_prefill(engine: Engine, workload: Workload, ratio: float | None, name: str, folder: Path) -> dict[str, Any]:
+def profile_prefill(engine: Engine, request: Request, name: str, folder: Path) -> dict[str, Any]:
     """Run one prefill; writes `<name>-<step>.json` for each of its steps and returns kernel milliseconds by kind.
 
     The trace shows ranges `step` and, for steps that are not captured as graphs, `layer N`; so does NVTX on CUDA.
     """
-    steps = first_token(engine, workload.request(f"profile {name}", ratio, 0))
+    steps = first_token(engine, request)
     phases, number, done = {}, 0, False
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (engine.config.device != "cpu")
     while not done:
@@ -37,6 +38,7 @@ def profile_prefill(engine: Engine, workload: Workload, ratio: float | None, nam
         trace.export_chrome_trace(str(folder / f"{name}-{number}.json"))
         phases[f"step {number}"] = _by_kind(trace)
         number += 1
+    engine.release_finished()
     return phases
 
 

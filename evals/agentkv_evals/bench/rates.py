@@ -38,6 +38,22 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+class Mark:
+    """A point in the order of a device's work; on CPU in time."""
+
+    def __init__(self, device: str) -> None:
+        self._event = torch.cuda.Event(enable_timing=True) if device != "cpu" else None
+        self._time = time.perf_counter()
+        if self._event is not None:
+            self._event.record()
+
+    def until(self, later: "Mark") -> float:
+        """Seconds from this point to a later one; the device has reached both."""
+        if self._event is None:
+            return later._time - self._time
+        return self._event.elapsed_time(later._event) / 1e3
+
+
 def _seconds(run: Callable[[], object], device: str) -> float:
     times = []
     for _ in range(13):

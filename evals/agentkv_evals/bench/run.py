@@ -23,6 +23,7 @@ class Settings:
     shape: str
     lengths: tuple[int, ...] = ()
     ratios: tuple[float, ...] = ()
+    rule: str = "random"
     batches: tuple[int, ...] = (1, 8, 32, 64)
     tokens: int = 32
     threads: int = 16
@@ -79,6 +80,7 @@ def _run(settings: Settings, device: str, console: Console) -> dict[str, Any]:
                 shape=settings.shape,
                 lengths=settings.lengths or (2048,),
                 ratios=settings.ratios or (0.02, 0.05, 0.1, 0.2),
+                rule=settings.rule,
                 rounds=settings.rounds,
                 device=device,
                 seed=settings.seed,

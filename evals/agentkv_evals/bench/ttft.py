@@ -16,12 +16,12 @@ from agentkv.errors import ConfigError
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.model.decoder import Decoder
-from agentkv_engine.request import TokenSources
+from agentkv_engine.request import Request, TokenSources
 from agentkv_evals.bench.from_host import HostShelf, host_rate
 from agentkv_evals.bench.profile import layer_ranges, profile_prefill, profile_table
-from agentkv_evals.bench.rates import Rates, floor_seconds, flops_of, measure_rates, synchronize
+from agentkv_evals.bench.rates import Mark, Rates, floor_seconds, flops_of, measure_rates, synchronize
 from agentkv_evals.bench.shapes import SHAPES, device_dtype, random_decoder
-from agentkv_evals.bench.workload import NUM_SPANS, Workload, first_token, make_workload
+from agentkv_evals.bench.workload import NUM_SPANS, first_token, make_workload
 
 WARM_ROUNDS = 3
 """Rounds that are dropped: kernels are compiled, and a size of step is captured the second time it comes."""
@@ -32,12 +32,19 @@ POOL_PROMPTS = 6
 
 @dataclass(slots=True, kw_only=True)
 class Arm:
-    """One arm's runs at one length. `ratio` None is full prefill; `from_host`: what is reused lies in host memory."""
+    """One arm's runs at one length. `ratio` None is full prefill; `from_host`: what is reused lies in host memory.
+
+    Attributes:
+        seconds: until the first token's id is on the host.
+        steps: the time of each step on the device.
+        after: what the host does for the prompt once its token is out.
+    """
 
     ratio: float | None
     from_host: bool = False
     seconds: list[float] = field(default_factory=list)
     steps: list[list[float]] = field(default_factory=list)
+    after: list[float] = field(default_factory=list)
     sources: TokenSources | None = None
 
     @property
@@ -52,6 +59,7 @@ def run_ttft(
     shape: str,
     lengths: Sequence[int],
     ratios: Sequence[float],
+    rule: str,
     rounds: int,
     device: str,
     seed: int,
@@ -65,7 +73,8 @@ def run_ttft(
         ConfigError: a length that the shape does not hold.
     """
     shelf = HostShelf()
-    engine, decoder = _engine(shape, max(lengths), device, seed, shelf if from_host else None)
+    traced = rule == "reading_change"
+    engine, decoder = _engine(shape, max(lengths), device, seed, shelf if from_host else None, traced=traced)
     weight_bytes = sum(parameter.numel() * parameter.dtype.itemsize for parameter in decoder.layers.parameters())
     rates = measure_rates(device_dtype(device), device)
     console.print(f"{shape} on {device}: {rates.flops / 1e12:.1f} TFLOP/s, copy {rates.bytes / 1e12:.2f} TB/s")
@@ -83,12 +92,14 @@ def run_ttft(
             for arm in arms:
                 if arm.from_host:
                     shelf.send_down(workload.residents)
-                _play(engine, workload, arm, f"{length} {arm.name} {number}", seed + number)
+                request = workload.request(f"{length} {arm.name} {number}", arm.ratio, seed + number, rule)
+                _play(engine, request, arm)
         if profile_to is not None:
             with layer_ranges(decoder.layers):
                 for ratio in (None, ratios[0]):
                     name = f"{length}-{'full' if ratio is None else f'screened-{ratio:g}'}"
-                    profiles[name] = profile_prefill(engine, workload, ratio, name, profile_to)
+                    request = workload.request(f"profile {name}", ratio, seed, rule)
+                    profiles[name] = profile_prefill(engine, request, name, profile_to)
                     console.print(profile_table(profiles[name], f"kernels of {name} (ms)"))
         shelf.forget(workload.residents)
         for resident in workload.residents:
@@ -96,6 +107,7 @@ def run_ttft(
         records += [_record(engine, length, arm, arms[0], rates, weight_bytes) for arm in arms]
         console.print(_table([record for record in records if record["length"] == length], length))
     return {
+        "rule": rule,
         "arms": records,
         "profiles": profiles,
         "gemm_flops": rates.flops,
@@ -104,8 +116,11 @@ def run_ttft(
     }
 
 
-def _engine(shape: str, longest: int, device: str, seed: int, shelf: HostShelf | None) -> tuple[Engine, Decoder]:
-    """An engine with room for the longest prompt in one step, and on the shelf for its residents, and its model."""
+def _engine(
+    shape: str, longest: int, device: str, seed: int, shelf: HostShelf | None, *, traced: bool
+) -> tuple[Engine, Decoder]:
+    """An engine with room for the longest prompt in one step, and on the shelf for its residents, and its model;
+    `traced`: with the traces that rules ask, as many as the server keeps."""
     config = SHAPES[shape]
     if longest >= config.context_length:
         raise ConfigError(f"{shape} takes prompts of fewer than {config.context_length} tokens, not of {longest}")
@@ -118,6 +133,7 @@ def _engine(shape: str, longest: int, device: str, seed: int, shelf: HostShelf |
         max_rows_per_step=2 * longest,
         device=device,
         dtype=dtype,
+        trace_layers=(1, 2) if traced else (),
     )
     if shelf is None:
         return Engine(decoder, engine_config, revision=f"random {shape}"), decoder
@@ -126,17 +142,18 @@ def _engine(shape: str, longest: int, device: str, seed: int, shelf: HostShelf |
     return engine, decoder
 
 
-def _play(engine: Engine, workload: Workload, arm: Arm, request_id: str, seed: int) -> None:
+def _play(engine: Engine, request: Request, arm: Arm) -> None:
     device = engine.config.device
-    request = workload.request(request_id, arm.ratio, seed)
     synchronize(device)
-    times = [time.perf_counter()]
+    marks, started = [Mark(device)], time.perf_counter()
     for sources in first_token(engine, request):
-        synchronize(device)
-        times.append(time.perf_counter())
+        marks.append(Mark(device))
         arm.sources = sources
-    arm.seconds.append(times[-1] - times[0])
-    arm.steps.append([end - start for start, end in pairwise(times)])
+    arm.seconds.append(time.perf_counter() - started)
+    engine.release_finished()
+    arm.after.append(time.perf_counter() - started - arm.seconds[-1])
+    synchronize(device)
+    arm.steps.append([start.until(end) for start, end in pairwise(marks)])
     assert arm.sources is not None, "the request ended without a token"
     assert not arm.sources.fallbacks, f"reuse did not happen: {arm.sources.fallbacks}"
     assert (arm.sources.restored > 0) == arm.from_host, f"{arm.sources.restored} tokens came from host memory"
@@ -155,6 +172,7 @@ def _record(engine: Engine, length: int, arm: Arm, full: Arm, rates: Rates, weig
         "restored": arm.sources.restored,
         "ttft_ms": [1e3 * value for value in seconds],
         "ttft_ms_median": 1e3 * median(seconds),
+        "after_ms_median": 1e3 * median(arm.after[WARM_ROUNDS:]),
         "steps_ms_median": [1e3 * median(step) for step in zip(*arm.steps[WARM_ROUNDS:], strict=False)],
         "times_faster": ratios,
         "times_faster_median": median(ratios),

@@ -1,13 +1,14 @@
 """A prompt of reused spans whose authors wrote them elsewhere, and the rule that repairs some of their rows."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from agentkv.screening.selectors.random_rows import RandomRows
+from agentkv.screening.selectors.reading_change import ReadingChange
 from agentkv_engine.engine import Engine
 from agentkv_engine.request import Request, ReuseMode, SamplingParams, TokenSources
-from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, Resident, ReuseView
+from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, Resident, ReuseView, Selector
 
 NUM_SPANS = 8
 FRESH_SHARE = 0.03
@@ -35,6 +36,13 @@ class ProbedRandomRows:
         return self.rows.plan(view, observation)
 
 
+RULES: dict[str, Callable[[float, int], Selector]] = {
+    "random": lambda ratio, seed: ProbedRandomRows(rows=RandomRows(ratio=ratio, seed=seed)),
+    "reading_change": lambda ratio, _seed: ReadingChange(ratio=ratio),
+}
+"""Rules that may choose the rows, by ratio and seed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """A prompt, and the residents that most of it is read from."""
@@ -43,8 +51,9 @@ class Workload:
     spans: tuple[PlacedSpan, ...]
     residents: tuple[Resident, ...]
 
-    def request(self, request_id: str, ratio: float | None, seed: int) -> Request:
-        """Full prefill (`ratio` None), or screened. A tenant of its own: no request reads another's prefix."""
+    def request(self, request_id: str, ratio: float | None, seed: int, rule: str = "random") -> Request:
+        """Full prefill (`ratio` None), or screened by one of `RULES`. A tenant of its own: no request reads another's
+        prefix."""
         screened = ratio is not None
         return Request(
             request_id=request_id,
@@ -53,7 +62,7 @@ class Workload:
             mode=ReuseMode.SCREENED if screened else ReuseMode.OFF,
             tenant=request_id,
             spans=self.spans if screened else (),
-            selector=ProbedRandomRows(rows=RandomRows(ratio=ratio, seed=seed)) if screened else None,
+            selector=RULES[rule](ratio, seed) if screened else None,
         )
 
 

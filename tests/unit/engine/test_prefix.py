@@ -94,6 +94,7 @@ def test_leaves_of_the_prefix_index_go_before_their_roots(decoder) -> None:
     prompt = prompt_of(160, seed=57)
     run(engine, Request(request_id="a", token_ids=prompt[:80], sampling=ONE))
     run(engine, Request(request_id="b", token_ids=prompt, sampling=ONE))
+    engine.release_finished()
     for left in range(9, 0, -1):
         victim = next(iter(engine._pool.policy.candidates()))
         engine._pool.drop(victim)
