@@ -221,7 +221,11 @@ class Engine:
             if not self._under_way:
                 return self._scheduler.take_failed()
             schedule, pending = self._under_way.popleft()
-            return self._scheduler.update(schedule, pending.result())
+            expected = self._prepare_next(schedule)
+            outputs = self._scheduler.update(schedule, pending.result())
+            if expected is not None and self._scheduler.take_up(expected):
+                self._start(expected)
+            return outputs
         except RunnerLost as error:
             return self._begin_anew(error)
 
@@ -313,7 +317,19 @@ class Engine:
             schedule = self._scheduler.schedule()
             if not schedule.scheduled:
                 return
-            self._under_way.append((schedule, self._runner.submit(schedule, self._pool.assert_writable)))
+            self._start(schedule)
+
+    def _start(self, schedule: SchedulerOutput) -> None:
+        self._under_way.append((schedule, self._runner.submit(schedule, self._pool.assert_writable)))
+
+    def _prepare_next(self, schedule: SchedulerOutput) -> SchedulerOutput | None:
+        """While a step of decodes runs, get ready for the one that follows if nobody ends and nobody comes."""
+        if not self._runner.prepares or self._under_way:
+            return None
+        expected = self._scheduler.expect(schedule)
+        if expected is None or not self._runner.prepare(expected, self._pool.assert_writable):
+            return None
+        return expected
 
     def _begin_anew(self, error: RunnerLost) -> list[StepOutput]:
         """All KV is gone: what had begun ends with the error, what waits goes on when the runner is back."""

@@ -63,6 +63,7 @@ def engine_with(decoder, *, replayed: bool, **options) -> tuple[Engine, GraphFor
     capture = graphs.cuda_capture() if CUDA else called_again
     forward = GraphForward(eager, decoder, backend=backend, memory=1 << 30, capture=capture, **parts)
     engine._runner._forward = forward
+    engine._runner.prepares = True
     return engine, forward
 
 
@@ -115,6 +116,35 @@ def test_replayed_steps_answer_alike(decoder) -> None:
             assert (answer.logits - theirs[name].logits).abs().max() < 1e-3
     for plan, plain_plan in zip(plans, plain_plans, strict=True):
         assert (plan.seen[0].attention_LRP - plain_plan.seen[0].attention_LRP).abs().max() < 1e-4
+
+
+def test_decodes_prepared_while_others_run_answer_alike(decoder) -> None:
+    """Tokens that are put in later, sequences that end, come and are aborted while the next step has begun."""
+    engine, _ = engine_with(decoder, replayed=True)
+    plain, _ = engine_with(decoder, replayed=False)
+    begun = []
+    submit = engine._runner.submit
+    engine._runner.submit = lambda schedule, check: begun.append(engine._runner._prepared) or submit(schedule, check)
+    tokens = []
+    for one in (engine, plain):
+        tokens.append(answers_of := {})
+        for number, length in enumerate((8, 14, 20)):
+            sampling = SamplingParams(max_tokens=length)
+            one.add(Request(request_id=f"{number}", token_ids=prompt_of(9, seed=number), sampling=sampling))
+        late = Request(request_id="late", token_ids=prompt_of(20, seed=9), sampling=SamplingParams(max_tokens=5))
+        while one.has_work:
+            for output in one.step():
+                answers_of.setdefault(output.request_id, []).extend(output.token_ids)
+            one.check()
+            if late is not None and len(answers_of.get("2", ())) == 10:
+                one.add(late)
+                late = None
+            if len(answers_of.get("2", ())) == 18:
+                one.abort("2")
+        one.release_finished()
+        assert one.memory().pinned == 0
+    assert tokens[0] == tokens[1]
+    assert sum(prepared is not None for prepared in begun) >= 5
 
 
 def test_no_memory_captures_nothing(decoder) -> None:

@@ -18,7 +18,17 @@ from agentkv_engine.runner.inputs import StepInput
 
 
 class Forward(Protocol):
-    """Runs steps."""
+    """Runs steps.
+
+    Attributes:
+        prepares: whether `prepare` ever does something.
+    """
+
+    prepares: bool
+
+    def prepare(self, rows: StepInput) -> bool:
+        """Get ready for a step whose token ids are put into `rows` later; False where it can't."""
+        ...
 
     def __call__(self, rows: StepInput) -> Tensor:
         """Float32 logits [len(rows.logits_rows), vocabulary]."""
@@ -45,6 +55,8 @@ def choose_forward(
 class EagerForward:
     """Launches a step's operations one by one: any step, any device."""
 
+    prepares = False
+
     def __init__(
         self,
         decoder: Decoder,
@@ -62,6 +74,10 @@ class EagerForward:
     def __call__(self, rows: StepInput) -> Tensor:
         """See `Forward`."""
         return self._decoder(self.step(rows))
+
+    def prepare(self, rows: StepInput) -> bool:  # noqa: ARG002
+        """See `Forward.prepare`."""
+        return False
 
     def step(self, rows: StepInput) -> Step:
         """The step on the device."""

@@ -65,6 +65,8 @@ class GraphForward:
         capture: how.
     """
 
+    prepares = True
+
     def __init__(
         self,
         eager: Forward,
@@ -86,15 +88,30 @@ class GraphForward:
         self._seen: OrderedDict[GraphSize, None] = OrderedDict()
         self._graphs: OrderedDict[GraphSize, _Graph] = OrderedDict()
         self._capture_with = capture
+        self._prepared: tuple[StepInput, _Graph] | None = None
 
     @torch.inference_mode()
     def __call__(self, rows: StepInput) -> Tensor:
         """See `Forward`."""
-        graph = self._graph(rows)
-        if graph is None or not graph.fill(rows):
-            return self._eager(rows)
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] is rows and not self._pool.transfers.is_loading:
+            graph = prepared[1]
+            graph.fill_tokens(rows)
+        else:
+            graph = self._graph(rows)
+            if graph is None or not graph.fill(rows):
+                return self._eager(rows)
         graph.replay(rows)
         return graph.logits(len(rows.logits_rows))
+
+    @torch.inference_mode()
+    def prepare(self, rows: StepInput) -> bool:
+        """See `Forward.prepare`: where there is a graph, its buffers are filled behind what runs now."""
+        graph = self._graphs.get(self._size(rows)) if self._may_replay(rows) else None
+        if graph is None or not graph.fill(rows):
+            return False
+        self._prepared = (rows, graph)
+        return True
 
     @property
     def num_graphs(self) -> int:
@@ -102,18 +119,9 @@ class GraphForward:
         return len(self._graphs)
 
     def _graph(self, rows: StepInput) -> "_Graph | None":
-        if rows.num_rows > MOST_ROWS or rows.attending[-1] != rows.num_rows or rows.pooled:
+        if not self._may_replay(rows):
             return None
-        if self._pool.transfers.is_loading:  # a replay can't wait layer by layer
-            return None
-        num_rows, num_logits = bucket(rows.num_rows), len(rows.logits_rows)
-        size = GraphSize(
-            num_rows=num_rows,
-            num_last=last_bucket(num_rows, num_logits) if rows.ends_early else None,
-            rooms=tuple(self._backend.room_for(sequences) for sequences in rows.sequences),
-            list_of_layer=rows.list_of_layer,
-            records=bool(rows.probes),
-        )
+        size = self._size(rows)
         if size in self._graphs:
             self._graphs.move_to_end(size)
             return self._graphs[size]
@@ -123,6 +131,21 @@ class GraphForward:
                 self._seen.popitem(last=False)
             return None
         return self._capture(size, rows)
+
+    def _may_replay(self, rows: StepInput) -> bool:
+        if rows.num_rows > MOST_ROWS or rows.attending[-1] != rows.num_rows or rows.pooled:
+            return False
+        return not self._pool.transfers.is_loading  # a replay can't wait layer by layer
+
+    def _size(self, rows: StepInput) -> GraphSize:
+        num_rows, num_logits = bucket(rows.num_rows), len(rows.logits_rows)
+        return GraphSize(
+            num_rows=num_rows,
+            num_last=last_bucket(num_rows, num_logits) if rows.ends_early else None,
+            rooms=tuple(self._backend.room_for(sequences) for sequences in rows.sequences),
+            list_of_layer=rows.list_of_layer,
+            records=bool(rows.probes),
+        )
 
     def _capture(self, size: GraphSize, rows: StepInput) -> "_Graph | None":
         """Capture a graph for a size; None, and no other try, where memory lacks or the size can't be reserved."""
@@ -191,6 +214,12 @@ class _Graph:
             line[: len(array)] = array
         refill(self._rows_5N.view(-1), staged)
         return True
+
+    def fill_tokens(self, rows: StepInput) -> None:
+        """Put in the token ids of a step whose other data is there."""
+        staged = staging(rows.num_rows, torch.int64, self._pool.device)
+        staged.numpy()[:] = rows.token_ids_N
+        refill(self._rows_5N[0], staged)
 
     def capture(self, capture: Capture) -> None:
         """What the buffers hold is run for real; running it again writes the same."""

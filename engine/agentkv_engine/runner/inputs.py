@@ -11,6 +11,9 @@ from agentkv_engine.cache.levels import Levels
 from agentkv_engine.model.pooled import PooledStates
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
 
+NOT_KNOWN = 0
+"""Stands for the id of a token that is still to be sampled."""
+
 
 @dataclass(frozen=True, slots=True)
 class _RowOrder:
@@ -114,7 +117,7 @@ class InputBuilder:
             slots[mine] = residence.own_P[positions]
             offsets[mine] = residence.table.offsets_at(positions)
             known = item.sequence.token_ids
-            token_ids[mine] = [known[position] for position in positions.tolist()]
+            token_ids[mine] = [known[p] if p < len(known) else NOT_KNOWN for p in positions.tolist()]
         assert_writable(slots)
         layers = np.arange(self._levels.num_layers)
         deepest_first = -order.depths_N

@@ -1,6 +1,7 @@
 """Runs a schedule: inputs, forward pass, sampling."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -13,9 +14,9 @@ from agentkv_engine.config import EngineConfig
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.operations import choose_operations
 from agentkv_engine.runner.forward import Forward, choose_forward
-from agentkv_engine.runner.inputs import InputBuilder
+from agentkv_engine.runner.inputs import InputBuilder, StepInput
 from agentkv_engine.runner.observer import Observer
-from agentkv_engine.runner.runner import Done, PoolPlan
+from agentkv_engine.runner.runner import PoolPlan
 from agentkv_engine.sampling.result import TokenLogprobs
 from agentkv_engine.sampling.sampler import Sample, sample, score
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput, SeqResult
@@ -29,8 +30,10 @@ class ModelRunner:
     def __init__(self, forward: Forward, inputs: InputBuilder, *, tensors: KVPool, observer: Observer) -> None:
         self.tensors = tensors
         self.observer = observer
+        self.prepares = forward.prepares
         self._forward = forward
         self._inputs = inputs
+        self._prepared: tuple[SchedulerOutput, StepInput] | None = None
 
     @classmethod
     def start(cls, decoder: Decoder, config: EngineConfig, plan: PoolPlan) -> "ModelRunner":
@@ -59,13 +62,21 @@ class ModelRunner:
         inputs = InputBuilder(plan.levels, reads_last_layer=traced)
         return cls(forward, inputs, tensors=tensors, observer=observer)
 
-    def submit(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> Done:
-        """See `Runner.submit`: the step has run."""
-        return Done(self.run(schedule, assert_writable))
+    def prepare(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> bool:
+        """See `Runner.prepare`."""
+        rows = self._inputs.build(schedule, assert_writable)
+        self._prepared = (schedule, rows)
+        return self._forward.prepare(rows)
 
-    def run(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> list[SeqResult]:
-        """Run one step of at least one row; one result a scheduled sequence."""
-        return results(schedule.scheduled, self._forward(self._inputs.build(schedule, assert_writable)))
+    def submit(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> "Launched":
+        """See `Runner.submit`: a GPU runs the step while the host goes on."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] is schedule:
+            rows = prepared[1]
+            rows.token_ids_N[:] = [item.sequence.token_ids[-1] for item in schedule.scheduled]
+        else:
+            rows = self._inputs.build(schedule, assert_writable)
+        return Launched(schedule.scheduled, self._forward(rows))
 
     def wait_until_ready(self, timeout: float) -> bool:  # noqa: ARG002
         """See `Runner.wait_until_ready`: always."""
@@ -73,6 +84,18 @@ class ModelRunner:
 
     def close(self) -> None:
         """See `Runner.close`: nothing runs elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step whose logits are there, or will be when the device gets to them."""
+
+    items: Sequence[ScheduledSeq]
+    logits: Tensor
+
+    def result(self) -> list[SeqResult]:
+        """See `Pending.result`."""
+        return results(self.items, self.logits)
 
 
 def results(items: Sequence[ScheduledSeq], logits: Tensor) -> list[SeqResult]:

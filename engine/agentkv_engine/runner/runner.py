@@ -28,27 +28,18 @@ class Pending(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A step that has run."""
-
-    results: list[SeqResult]
-
-    def result(self) -> list[SeqResult]:
-        """See `Pending.result`."""
-        return self.results
-
-
 class Runner(Protocol):
     """Runs a model's steps, in order, over KV that it holds.
 
     Attributes:
         max_under_way: steps that may be submitted before the result of the first is asked for.
+        prepares: whether `prepare` is worth its time.
         tensors: the KV.
         observer: looks at it.
     """
 
     max_under_way: int
+    prepares: bool
     tensors: KVPool
     observer: Observer
 
@@ -62,6 +53,11 @@ class Runner(Protocol):
         Raises:
             RunnerLost: it can't be started.
         """
+        ...
+
+    def prepare(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> bool:
+        """Get ready for a step of decodes whose tokens are not known yet, while another runs; False where it can't.
+        Another step may come instead."""
         ...
 
     def wait_until_ready(self, timeout: float) -> bool:

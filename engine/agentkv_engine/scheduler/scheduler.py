@@ -16,6 +16,7 @@ from agentkv_engine.sampling.result import Sampled
 from agentkv_engine.sampling.sampler import MOST_SCORED_ROWS
 from agentkv_engine.scheduler.admission import Admission
 from agentkv_engine.scheduler.budget import BudgetPolicy, Load, Spending, StepBudget
+from agentkv_engine.scheduler.decodes_ahead import all_go_on, expected_decodes
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput, SeqResult
 from agentkv_engine.scheduler.sequence import Phase, Rows, Sequence
 
@@ -136,6 +137,26 @@ class Scheduler:
                 self._schedule_rows(seq, num_rows, left, chosen)
             stalled = seq not in chosen
         return chosen
+
+    def expect(self, schedule: SchedulerOutput) -> SchedulerOutput | None:
+        """The step that comes after the one under way if all of it decodes, goes on, and nobody comes. Its rows have
+        slots, and are not begun."""
+        if self._has_other_work or len(schedule.scheduled) < len(self._running):
+            return None
+        return expected_decodes(schedule, depth=self._levels.num_layers, assign_slot=self._assign_slot)
+
+    def take_up(self, expected: SchedulerOutput) -> bool:
+        """Whether an expected step is what `schedule` would give now; then its rows are under way."""
+        if self._has_other_work or not all_go_on(expected, self._running):
+            return False
+        for seq in self._running:
+            seq.queue = seq.queue[1:]
+            seq.num_under_way += 1
+        return True
+
+    @property
+    def _has_other_work(self) -> bool:
+        return bool(self._waiting or self._finished or self._failed or self._unindexed)
 
     def take_failed(self) -> list[StepOutput]:
         """What ended without a step."""
@@ -263,6 +284,18 @@ class Scheduler:
         residence.own_P[missing[~borrowed]] = slots
         num_lists = self._levels.num_lists(rows.depths)
         residence.table.write(rows.positions, num_lists, residence.own_P[rows.positions])
+        return True
+
+    def _assign_slot(self, seq: Sequence, position: int) -> bool:
+        """Give a fresh position behind all others the slot it writes."""
+        residence = seq.held
+        slot = residence.own_slots(np.asarray([position]))
+        if slot[0] == NO_SLOT:
+            taken = residence.private.take(1)
+            if taken is None:
+                return False
+            slot = residence.own_P[[position]] = taken
+        residence.table.write(np.asarray([position]), np.asarray([len(self._levels)]), slot)
         return True
 
     def _scheduled(self, seq: Sequence, rows: Rows) -> ScheduledSeq:

@@ -41,10 +41,9 @@ class HostShelf:
         synchronize(self._engine.config.device)
 
     def forget(self, residents: Sequence[Resident]) -> None:
-        """Free the copies of these."""
-        assert self._engine is not None, "attach comes first"
+        """Free the copies of these, where there are some."""
         for resident in residents:
-            if (copy := self._copies.pop(resident.handle, None)) is not None:
+            if self._engine is not None and (copy := self._copies.pop(resident.handle, None)) is not None:
                 self._engine.discard(copy)
 
 

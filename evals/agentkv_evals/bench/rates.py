@@ -49,7 +49,7 @@ class Mark:
 
     def until(self, later: "Mark") -> float:
         """Seconds from this point to a later one; the device has reached both."""
-        if self._event is None:
+        if self._event is None or later._event is None:
             return later._time - self._time
         return self._event.elapsed_time(later._event) / 1e3
 
