@@ -57,7 +57,8 @@ class ReadingChange:
         return Probe(positions=(), depth=1) if plan_without_choice(view, self.ratio) is None else None
 
     def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
-        """See `Selector.plan`: the rows of greatest change, at equal change the earlier one.
+        """See `Selector.plan`: the rows of greatest change, at equal change the earlier one. What is left is the change
+        of the others, shared out over all rows that may be repaired: so it means the same in a longer prompt.
 
         Raises:
             ValueError: the engine traces no layers.
@@ -71,7 +72,8 @@ class ReadingChange:
         rereads = unread_messages(view)
         readings = [observation.reading(layer, rereads) for layer in observation.traced_layers]
         change_R = torch.stack([reading.since_then_R + reading.by_left_out_R for reading in readings]).sum(0)
-        return plan_of_best(view, spread(change_R, candidates), candidates, num_chosen)
+        scores_R = spread(change_R, candidates)
+        return plan_of_best(view, scores_R, candidates, num_chosen, scores_R / len(candidates))
 
 
 def unread_messages(view: ReuseView) -> list[Reread]:

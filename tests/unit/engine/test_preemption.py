@@ -49,8 +49,6 @@ def test_rounds_of_probes_survive_chunks_and_preemption(decoder) -> None:
     answers = []
     for num_blocks, chunk in ((18, 7), (100, 4096)):
         engine = engine_of(decoder, num_blocks, max_rows_per_step=chunk)
-        assert engine._runner.tensors.traces is not None
-        engine._runner.tensors.traces = None
         resident = keep(engine, author, 0, 48, mode=ReuseMode.OFF)
         old = Request(request_id="old", token_ids=prompt_of(60, seed=43), sampling=SamplingParams(max_tokens=100))
         young = screened("young", reader, span_of(resident, 10), plan=rule, sampling=SamplingParams(max_tokens=40))

@@ -1,5 +1,7 @@
 """What each rule picks."""
 
+from dataclasses import replace
+
 import pytest
 
 from agentkv.screening.selectors.budget import affordable_rows
@@ -29,6 +31,13 @@ def attention(view: ReuseView, positions: tuple[int, ...], shares: dict[int, flo
     for position, share in shares.items():
         seen.attention_LPP[:, list(positions), position] = share
     return seen
+
+
+def planned(rule: PropagatedAttention, view: ReuseView, seen: DrawnAttention) -> RepairPlan:
+    """The plan, once all probes that the rule asks for have run."""
+    while isinstance(answer := rule.plan(view, seen), Probe):
+        seen = replace(seen, probes=(*seen.probes, answer))
+    return answer
 
 
 def test_boundary_takes_the_first_rows_of_changed_spans() -> None:
@@ -129,7 +138,7 @@ def test_propagated_attention_finds_rows_that_only_stale_rows_read() -> None:
     seen.attention_LPP[1, 60, 75] = 0.5
     seen.attention_LPP[0, 75, 52] = 0.5
     seen.attention_LPP[:, 110, 80] = 0.4  # read in every layer, by a row that nobody reads
-    chosen = PropagatedAttention(ratio=0.075, growth=0.05, rounds=3).plan(prompt, seen)
+    chosen = planned(PropagatedAttention(ratio=0.075, growth=0.05, rounds=3), prompt, seen)
     assert chosen == RepairPlan(positions=(52, 60, 75), depths=(3, 3, 3))
     by_question = QueryAttention(ratio=0.05).plan(prompt, seen)
     assert by_question.positions == (60, 80)
@@ -142,7 +151,7 @@ def test_importance_flows_down_only() -> None:
     seen.attention_LPP[1, 119, 60] = 0.5
     seen.attention_LPP[1, 60, 75] = 0.5
     seen.attention_LPP[0, 60, 80] = 0.5
-    chosen = PropagatedAttention(ratio=0.05, growth=0.05, rounds=3).plan(prompt, seen)
+    chosen = planned(PropagatedAttention(ratio=0.05, growth=0.05, rounds=3), prompt, seen)
     assert chosen.positions == (60, 80)
 
 
