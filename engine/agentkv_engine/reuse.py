@@ -132,11 +132,11 @@ class Reread:
     """Reused rows that are asked again what they read.
 
     Attributes:
-        positions: ascending prompt positions of a reused span.
+        positions: prompt positions of a reused span, ascending, one or more.
         left_out: half-open ranges of positions: their part in what is read is wanted.
     """
 
-    positions: range
+    positions: Sequence[int]
     left_out: tuple[tuple[int, int], ...] = ()
 
 

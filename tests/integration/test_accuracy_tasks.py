@@ -118,6 +118,7 @@ def test_what_agents_wrote_is_read_with_the_tokens_with_which_it_was_generated(s
     assert task.is_right(first, reply) is None
     assert task.same_choice(case, reply, tokenizer.encode("it is 36 boxes")) is True
     assert task.same_choice(case, reply, tokenizer.encode("it is 1,036")) is False
+    assert task.same_choice(case, tokenizer.encode("I can't say"), tokenizer.encode("nor I")) is None
 
 
 def test_in_group_chats_everybody_has_read_what_went_before(small_model, data):

@@ -3,14 +3,16 @@
 Shapes: R candidate rows.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from agentkv.screening.selectors.budget import (
     affordable_rows,
+    best,
     check_ratio,
     plan_of_best,
     plan_without_choice,
@@ -18,6 +20,9 @@ from agentkv.screening.selectors.budget import (
     repairable_rows,
 )
 from agentkv_engine.reuse import Observation, Probe, RepairPlan, Reread, ReuseView
+
+LOOK_AGAIN = 0.5
+"""Behind the first traced layer only this share of the rows is looked at: those of greatest change there."""
 
 REACH, FADE = 4, 0.8
 """A row's change counts for the rows behind it too, by `FADE` less for each, as far as `REACH`: what a row finds, the
@@ -29,10 +34,10 @@ class ReadingChange:
     """Repairs the rows whose reading the new context changes most.
 
     Nothing is run to find them but the fresh rows before the first span: in the traced layers each reused row's kept
-    query is asked anew, over the keys that stand before it now. Its change is the sum over those layers of two shares
-    of its hidden state: how far its attention output is from what it was in its author's context (messages gone count
-    as much as new ones), and how far it moves by the messages that the author had not seen (system prompts, which
-    everybody reads, are left in).
+    query is asked anew, over the keys that stand before it now (behind the first of these layers, of the half of the
+    rows that change most there). Its change is the sum over those layers of two shares of its hidden state: how far its
+    attention output is from what it was in its author's context (messages gone count as much as new ones), and how far
+    it moves by the messages that the author had not seen (system prompts, which everybody reads, are left in).
 
     Attributes:
         ratio: share of the reused rows' row-layers to spend on repairs, 0 to 1.
@@ -69,11 +74,29 @@ class ReadingChange:
         if not observation.traced_layers:
             raise ValueError("reading_change asks traces, and this engine traces no layers: set trace_layers")
         candidates, num_chosen = repairable_positions(view), affordable_rows(view, self.ratio)
-        rereads = unread_messages(view)
-        readings = [observation.reading(layer, rereads) for layer in observation.traced_layers]
-        change_R = torch.stack([reading.since_then_R + reading.by_left_out_R for reading in readings]).sum(0)
-        scores_R = spread(change_R, candidates)
+        scores_R = spread(changes(view, observation, candidates), candidates)
         return plan_of_best(view, scores_R, candidates, num_chosen, scores_R / len(candidates))
+
+
+def changes(view: ReuseView, observation: Observation, candidates: Sequence[int]) -> Tensor:
+    """Change of each row that may be repaired, [R]: in the first traced layer, and of those that change most there in
+    the others too."""
+    first, *others = observation.traced_layers
+    rereads = unread_messages(view)
+    change_R = _change(observation, first, rereads)
+    if not others:
+        return change_R
+    again = set(best(change_R, candidates, math.ceil(LOOK_AGAIN * len(candidates))))
+    indices = torch.tensor([n for n, position in enumerate(candidates) if position in again], device=change_R.device)
+    rereads = [replace(each, positions=kept) for each in rereads if (kept := [p for p in each.positions if p in again])]
+    for layer in others:
+        change_R.index_add_(0, indices, _change(observation, layer, rereads))
+    return change_R
+
+
+def _change(observation: Observation, layer: int, rereads: Sequence[Reread]) -> Tensor:
+    reading = observation.reading(layer, rereads)
+    return reading.since_then_R + reading.by_left_out_R
 
 
 def unread_messages(view: ReuseView) -> list[Reread]:

@@ -167,7 +167,7 @@ class LiveObservation:
     def _keys_of(self, layer: int, tile: Reread, first_row: int) -> SequenceRows:
         """The keys that these rows see, without those to be left out."""
         level = self._observer.levels.list_of_layer(layer)
-        keys, slots, offsets = self._residence.table.readable(level, tile.positions.stop)
+        keys, slots, offsets = self._residence.table.readable(level, tile.positions[-1] + 1)
         kept = np.ones(len(keys), dtype=bool)
         for start, end in tile.left_out:
             kept &= (keys < start) | (keys >= end)

@@ -14,12 +14,15 @@ from agentkv_evals.accuracy.summary import ArmSummary, split, summarise
 Measure = Callable[[ArmSummary], float | None]
 """What is drawn of an arm; None where there is nothing."""
 
+_RIGHT, _SAME, _KL = "right replies", "replies that are full prefill's", "mean KL a position (nats)"
+_LINEAR_BELOW = 1e-4
+"""KL below this is drawn on a linear scale, so that 0 has a place."""
+
 _MEASURES: dict[str, Measure] = {
-    "right replies": lambda each: each.accuracy,
-    "replies that are full prefill's": lambda each: each.exact,
-    "mean KL a position (nats)": lambda each: each.fidelity.mean_kl,
+    _RIGHT: lambda each: each.accuracy,
+    _SAME: lambda each: each.exact,
+    _KL: lambda each: each.fidelity.mean_kl,
 }
-_KL = "mean KL a position (nats)"
 
 
 def over_work(summaries: Sequence[ArmSummary]) -> str:
@@ -39,12 +42,13 @@ def over_work(summaries: Sequence[ArmSummary]) -> str:
 
 
 def by_part(rows: Sequence[Row], attribute: str) -> str:
-    """Accuracy (agreement, where nothing can be graded) and KL of each arm by an attribute of the rows, as bars."""
+    """Accuracy (agreement, where a part can't be graded) and KL of each arm by an attribute of the rows, as bars."""
     parts: Mapping[str, list[ArmSummary]] = {name: summarise(part) for name, part in split(rows, attribute).items()}
     arms = list(dict.fromkeys(each.arm for part in parts.values() for each in part))
     wanted = _there([each for part in parts.values() for each in part])
     if len(wanted) > 2:
-        del wanted["replies that are full prefill's"]
+        graded = all(each.accuracy is not None for part in parts.values() for each in part)
+        del wanted[_SAME if graded else _RIGHT]
     figure = Figure(figsize=(11, 2.9 * len(wanted) + 0.8), layout="constrained")
     for axes, (label, measure) in zip(figure.subplots(len(wanted), squeeze=False)[:, 0], wanted.items(), strict=True):
         _bars(axes, parts, arms, measure)
@@ -87,8 +91,8 @@ def _scale(axes: Axes, label: str) -> None:
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     if label == _KL:
-        axes.set_yscale("symlog", linthresh=1e-4)
-        axes.set_ylim(bottom=0)
+        axes.set_yscale("symlog", linthresh=_LINEAR_BELOW)
+        axes.set_ylim(0, 2 * max(axes.dataLim.y1, _LINEAR_BELOW))
     else:
         axes.set_ylim(-0.03, 1.03)
 

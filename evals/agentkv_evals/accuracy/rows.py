@@ -76,8 +76,10 @@ class Row:
 
     @property
     def length(self) -> str:
-        """The mean length of the prompt's messages in tokens, as a range that doubles."""
-        low = 1 << (max(self.reused // max(self.messages, 1), 1).bit_length() - 1)
+        """The mean length of the prompt's messages in tokens, as a range that doubles; `none` where there are none."""
+        if not self.messages:
+            return "none"
+        low = 1 << (max(self.reused // self.messages, 1).bit_length() - 1)
         return f"{low:05d}-{2 * low - 1:05d}"
 
     @property

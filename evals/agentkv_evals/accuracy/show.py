@@ -20,7 +20,7 @@ LEGEND = (
     "forced; judge: same candidate chosen; TTFT: full prefill's over the arm's, median (says something with --batch 1)."
 )
 
-ANSWERS = ("items", "work", "right", "loss", "same", "judge")
+ANSWERS = ("prompts", "work", "right", "loss", "same", "judge")
 COSTS = ("top-1", "KL", "probe", "look", "repair", "fresh", "prefix", "TTFT")
 
 

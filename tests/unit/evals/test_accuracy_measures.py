@@ -247,6 +247,11 @@ def test_a_rule_without_arguments_is_swept_over_the_ratios():
             parse_ratios(wrong)
 
 
+def test_prompts_are_filed_by_the_length_of_their_messages():
+    assert row(reused=50, messages=2).length == "00016-00031"
+    assert row(reused=0, messages=0).length == "none"
+
+
 def test_tail_rows_takes_the_last_rows_of_changed_spans():
     changed, seen, short = (
         PlacedSpan(start=10, end=40, handle=1, unseen=((0, 10),)),

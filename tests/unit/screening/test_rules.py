@@ -8,7 +8,7 @@ from agentkv.screening.selectors.budget import affordable_rows
 from agentkv.screening.selectors.propagated_attention import PropagatedAttention
 from agentkv.screening.selectors.query_attention import QueryAttention
 from agentkv.screening.selectors.random_rows import RandomRows
-from agentkv.screening.selectors.reading_change import ReadingChange, unread_messages
+from agentkv.screening.selectors.reading_change import ReadingChange, changes, unread_messages
 from agentkv.screening.selectors.relay import Relay
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.repair_boundary import RepairBoundary
@@ -200,6 +200,18 @@ def test_reading_change_takes_what_reads_anew_and_the_rows_right_behind_it() -> 
     for row, key, share in ((60, 25, 0.5), (30, 5, 0.9), (89, 3, 0.7), (80, 10, 0.1)):
         seen.attention_LPP[:, row, key] = share  # 30's author had seen all of this
     assert rule.plan(prompt, seen).positions == (60, 61, 62, 89)  # 90 belongs to another message
+
+
+def test_behind_the_first_traced_layer_only_rows_that_change_most_are_looked_at() -> None:
+    prompt = view(SEEN, CHANGED, LOST)
+    seen = DrawnAttention.nothing(prompt, Probe(positions=(), depth=3))
+    seen.attention_LPP[0, 60:85, 25] = 0.5
+    seen.attention_LPP[1, 61, 25], seen.attention_LPP[2, 62, 25] = 0.2, 0.1
+    seen.attention_LPP[1:, 55, 25] = 9.0
+    change_R = changes(prompt, seen, [*range(50, 100)])
+    assert change_R[5] == 0
+    expected = (2 * 0.5, 2 * (0.5 + 0.2), 2 * (0.5 + 0.1), 2 * 0.5)  # 25 is read, and is left out
+    assert change_R[10:14].tolist() == pytest.approx(expected)
 
 
 def test_unread_messages_are_those_that_the_author_had_not_seen() -> None:

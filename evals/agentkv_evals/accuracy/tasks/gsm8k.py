@@ -101,10 +101,9 @@ class Gsm8k:
         return number is not None and abs(number - self._problems[case.seed].answer) < 1e-6
 
     def same_choice(self, case: Case, reply: tuple[int, ...], other: tuple[int, ...]) -> bool | None:
-        """See `Task.same_choice`: whether the voter chooses the same number."""
-        if case.part != "voter":
-            return None
-        return last_number(self._tokenizer.decode(reply)) == last_number(self._tokenizer.decode(other))
+        """See `Task.same_choice`: whether the voter chooses the same number, where full prefill's names one."""
+        chosen = last_number(self._tokenizer.decode(reply)) if case.part == "voter" else None
+        return None if chosen is None else last_number(self._tokenizer.decode(other)) == chosen
 
 
 def last_number(text: str) -> float | None:
