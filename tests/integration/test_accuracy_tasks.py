@@ -68,7 +68,8 @@ def test_any_model_runs_every_task(small_model, tmp_path, data, name):
     careless = by_arm["repair_none"].fidelity.mean_kl
     assert careless > 1e-4
     assert by_arm["oracle(0.4)"].fidelity.mean_kl < careless
-    assert by_arm["oracle(0.4)"].work == pytest.approx(0.4, abs=0.05)
+    # Of traces, some is read in its author's context, and buys nothing.
+    assert by_arm["oracle(0.4)"].work == pytest.approx(0.28 if name is TaskName.TRACES else 0.4, abs=0.05)
     graded = {row.arm for row in rows if row.right is not None}
     assert graded == (set() if name is TaskName.TRACES else set(by_arm))
     assert all(row.run["task_version"].startswith(str(name)) for row in rows)
