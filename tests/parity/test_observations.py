@@ -170,6 +170,17 @@ def test_reading_is_what_dense_arithmetic_gives(decoder: Decoder) -> None:
             assert torch.allclose(share, change.norm(dim=1) / length, rtol=0.6, atol=0.02)  # a sketch keeps lengths
 
 
+def test_rows_that_stand_apart_read_what_they_read_among_others(decoder: Decoder) -> None:
+    def at(o: Observation) -> tuple[torch.Tensor, torch.Tensor]:
+        every, some = (o.reading(1, [Reread(positions=rows, left_out=((5, 30),))]) for rows in (SPAN, [*SPAN][::3]))
+        return torch.stack([every.since_then_R, every.by_left_out_R]), torch.stack(
+            [some.since_then_R, some.by_left_out_R]
+        )
+
+    every, some = look(decoder, [], at)
+    assert torch.allclose(every[:, ::3], some, atol=1e-6)
+
+
 def test_the_same_context_changes_nothing(decoder: Decoder) -> None:
     """The rows of a prefix that was read in full find what they found, though they lie in a resident."""
     engine = Engine(decoder, EngineConfig(trace_layers=ALL_TRACED))

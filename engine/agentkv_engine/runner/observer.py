@@ -261,7 +261,7 @@ def _batches(rereads: Sequence[Reread]) -> Iterator[list[Reread]]:
     for reread in rereads:
         for start in range(0, len(reread.positions), MOST_ROWS):
             tile = replace(reread, positions=reread.positions[start : start + MOST_ROWS])
-            own_pairs = len(tile.positions) * tile.positions.stop
+            own_pairs = len(tile.positions) * (tile.positions[-1] + 1)
             if batch and num_pairs + own_pairs > MOST_PAIRS:
                 yield batch
                 batch, num_pairs = [], 0
