@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from agentkv_engine.attention.cpu_rows import CpuRows
 from agentkv_engine.attention.rows import SequenceRows
 from agentkv_engine.attention.sdpa import SdpaBackend
 from agentkv_engine.cache.kv_pool import KVPool
@@ -42,6 +43,8 @@ def choose_backend(
     config: ModelConfig, rope: RotaryEmbedding, dtype: torch.dtype, device: str
 ) -> AttentionBackend[Any]:
     """Triton's kernels on CUDA, where Triton is installed and the heads suit them; else torch's attention."""
+    if torch.device(device).type == "cpu":
+        return CpuRows(rope)
     powers = config.head_dim >= 16 and config.head_dim & (config.head_dim - 1) == 0
     if torch.device(device).type != "cuda" or not powers or find_spec("triton") is None:
         return SdpaBackend(rope, device)

@@ -1,7 +1,7 @@
 """The oracle: gathers the keys that a sequence's rows may see, turns *them*, and calls torch's attention.
 
-Slow and plain on purpose where it matters: turning the gathered keys is independent of the turned query that fast
-kernels use, so the two check each other. On CPU it is also what runs.
+Slow and plain on purpose: turning the gathered keys is independent of the turned query that fast
+kernels use, so the two check each other. On CPU it also runs what `CpuRows` has no faster way for.
 
 Shapes: A attending rows, R rows of one sequence, S its keys, H heads, K kv heads, D head dimension.
 """
@@ -39,42 +39,48 @@ class SdpaBackend:
 
     def prepare(self, sequences: Sequence[SequenceRows]) -> tuple[PreparedSequence, ...]:
         """See `AttentionBackend.prepare`."""
-        return tuple(self._prepare(sequence) for sequence in sequences)
+        return tuple(self.prepared(sequence, masked=True) for sequence in sequences)
 
     def attend(self, q_AHD: Tensor, layer: int, pool: KVPool, prepared: tuple[PreparedSequence, ...]) -> Tensor:
         """See `AttentionBackend.attend`."""
         out_AHD = torch.empty_like(q_AHD)
         for sequence in prepared:
-            q_RHD = q_AHD[sequence.rows]
-            k_SKD, v_SKD = pool.read(layer, sequence.key_slots)
-            if sequence.turn is not None:
-                k_SKD = rotate(k_SKD, sequence.turn)
-            out_AHD[sequence.rows] = torch_attention(q_RHD, k_SKD, v_SKD, sequence.mask_RS)
+            out_AHD[sequence.rows] = self.attend_sequence(q_AHD[sequence.rows], layer, pool, sequence)
         return out_AHD
 
-    def _prepare(self, sequence: SequenceRows) -> PreparedSequence:
+    def attend_sequence(self, q_RHD: Tensor, layer: int, pool: KVPool, sequence: PreparedSequence) -> Tensor:
+        """Attention [R, H, D] of one sequence's rows."""
+        return torch_attention(q_RHD, *self.keys(layer, pool, sequence), sequence.mask_RS)
+
+    def keys(self, layer: int, pool: KVPool, sequence: PreparedSequence) -> tuple[Tensor, Tensor]:
+        """K and V [S, K, D] as the sequence's rows see them."""
+        k_SKD, v_SKD = pool.read(layer, sequence.key_slots)
+        return (k_SKD if sequence.turn is None else rotate(k_SKD, sequence.turn)), v_SKD
+
+    def prepared(self, sequence: SequenceRows, *, masked: bool) -> PreparedSequence:
+        """One sequence's indices, with the mask if it is wanted."""
         turn = None
         if sequence.key_offsets.any():
             turn = self._rope.by_offsets(self._tensor(sequence.key_offsets))
         return PreparedSequence(
-            rows=self._indices(sequence.rows),
-            key_slots=self._indices(sequence.key_slots),
+            rows=self.indices(sequence.rows),
+            key_slots=self.indices(sequence.key_slots),
             turn=turn,
-            mask_RS=self._mask(sequence),
+            mask_RS=self._mask(sequence) if masked else None,
         )
+
+    def indices(self, indices: IntArray) -> Tensor | slice:
+        """Consecutive ones as a slice: rows and keys are then used where they lie."""
+        first, last = int(indices[0]), int(indices[-1])
+        if last - first + 1 == len(indices) and (np.diff(indices) == 1).all():
+            return slice(first, last + 1)
+        return self._tensor(indices)
 
     def _mask(self, sequence: SequenceRows) -> Tensor | None:
         positions, keys = sequence.positions, sequence.key_positions
         if np.array_equal(positions, np.arange(len(keys))) or (len(positions) == 1 and positions[0] >= keys[-1]):
             return None
         return self._tensor(sequence.key_positions) <= self._tensor(sequence.positions).unsqueeze(1)
-
-    def _indices(self, indices: IntArray) -> Tensor | slice:
-        """Consecutive ones as a slice: rows and keys are then used where they lie."""
-        first, last = int(indices[0]), int(indices[-1])
-        if last - first + 1 == len(indices) and (np.diff(indices) == 1).all():
-            return slice(first, last + 1)
-        return self._tensor(indices)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)

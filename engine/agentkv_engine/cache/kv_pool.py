@@ -54,6 +54,10 @@ class KVPool:
         self._traced = traced
         self._keys = [take(shape, dtype) for _ in range(num_layers)]
         self._values = [take(shape, dtype) for _ in range(num_layers)]
+        self._by_head = [
+            (k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0))
+            for k, v in zip(self._keys, self._values, strict=True)
+        ]
         self.traces = None
         if traced is not None:
             self.traces = RowTraces(traced, num_slots=num_slots, device=device, allocate=take, wait=self.transfers.wait)
@@ -98,6 +102,11 @@ class KVPool:
         """All slots' K and V of one layer, [slots, K, D] each, for those that read by slot; not to be written."""
         self.transfers.wait(layer)
         return self._keys[layer], self._values[layer]
+
+    def stored_by_head(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The same as [1, K, slots, D]."""
+        self.transfers.wait(layer)
+        return self._by_head[layer]
 
     def read(self, layer: int, slots_S: Tensor | slice) -> tuple[Tensor, Tensor]:
         """K and V [S, K, D] at these slots of one layer: a copy, or where they lie if the slots are a slice."""

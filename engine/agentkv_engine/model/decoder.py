@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from agentkv_engine.model.int8 import Int8Embedding, Int8Linear
 from agentkv_engine.model.layers import DecoderLayer, RMSNorm
+from agentkv_engine.model.linear import Linear
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.model.operations import Operations
 from agentkv_engine.model.rope import RotaryEmbedding
@@ -20,7 +21,7 @@ class Decoder(nn.Module):
         self.embedding: nn.Embedding | Int8Embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head: nn.Linear | Int8Linear = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head: nn.Linear | Int8Linear = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
         self.rope = RotaryEmbedding(config.rope, config.head_dim, config.context_length)

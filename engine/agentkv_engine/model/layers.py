@@ -7,6 +7,7 @@ E hidden size. Rows are sorted by depth, deepest first, so `x[:A]` are the rows 
 import torch
 from torch import Tensor, nn
 
+from agentkv_engine.model.linear import Linear
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.model.operations import Operations, rms_norm
 from agentkv_engine.model.rope import inverse, rotate
@@ -40,8 +41,8 @@ class Attention(nn.Module):
         self.index = index
         self.group_size = config.num_heads // config.num_kv_heads
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.qkv = nn.Linear(config.hidden_size, queries + 2 * keys, bias=config.qkv_bias)
-        self.output = nn.Linear(queries, config.hidden_size, bias=config.output_bias)
+        self.qkv = Linear(config.hidden_size, queries + 2 * keys, bias=config.qkv_bias)
+        self.output = Linear(queries, config.hidden_size, bias=config.output_bias)
         self.split = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         self.head_dim = config.head_dim
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
@@ -87,8 +88,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_NE: Tensor, step: Step) -> Tensor:
         return self.down(step.operations.swiglu(self.gate_up(x_NE)))

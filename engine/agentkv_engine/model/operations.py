@@ -34,6 +34,8 @@ class RowPlaces:
 
     def first(self, num_rows: int) -> "RowPlaces":
         """Those of the first rows."""
+        if num_rows == len(self.slots_N):
+            return self
         return RowPlaces(
             slots_N=self.slots_N[:num_rows],
             rotation_N=(self.rotation_N[0][:num_rows], self.rotation_N[1][:num_rows]),
@@ -90,13 +92,14 @@ class TorchOperations:
     ) -> Tensor:
         """See `Operations.rotate_and_store`."""
         num_kv_heads, head_dim = pool.head_shape
-        heads_WHD = qkv_WX.unflatten(-1, (-1, head_dim))
-        q_WHD, k_WKD, v_WKD = heads_WHD.split([heads_WHD.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], 1)
-        k_WKD = rotate(k_WKD, places_W.rotation_N)
+        heads_WHD = qkv_WX.view(len(qkv_WX), -1, head_dim)
+        num_heads = heads_WHD.shape[1] - 2 * num_kv_heads
+        turned_WHD = rotate(heads_WHD[:, : num_heads + num_kv_heads], places_W.rotation_N)
+        k_WKD = turned_WHD[:, num_heads:]
         if places_W.home_N is not None:
             k_WKD = rotate(k_WKD, inverse(places_W.home_N))
-        pool.write(layer, places_W.slots_N, k_WKD, v_WKD)
-        return rotate(q_WHD[:num_attending], places_W.first(num_attending).rotation_N)
+        pool.write(layer, places_W.slots_N, k_WKD, heads_WHD[:, num_heads + num_kv_heads :])
+        return turned_WHD[:num_attending, :num_heads]
 
 
 def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:

@@ -18,13 +18,14 @@ Rotation = tuple[Tensor, Tensor]
 
 def rotate(x_NHD: Tensor, rotation: Rotation) -> Tensor:
     """Turn each head of each row by its angles, in float32; the result has the dtype of `x_NHD`."""
-    cos_N1D, sin_N1D = rotation[0].unsqueeze(1), rotation[1].unsqueeze(1)
-    first, second = x_NHD.float().chunk(2, dim=-1)
-    turned = torch.empty(x_NHD.shape, dtype=torch.float32, device=x_NHD.device)
-    low, high = turned.chunk(2, dim=-1)
-    torch.mul(first, cos_N1D, out=low).addcmul_(second, sin_N1D, value=-1)
-    torch.mul(second, cos_N1D, out=high).addcmul_(first, sin_N1D)
-    return turned.to(x_NHD.dtype)
+    cos_N11D, sin_N1D = rotation[0][:, None, None], rotation[1].unsqueeze(1)
+    halves_NH2D = x_NHD.float().unflatten(-1, (2, -1))
+    turned_NH2D = halves_NH2D * cos_N11D
+    first, second = halves_NH2D.unbind(2)
+    low, high = turned_NH2D.unbind(2)
+    low.addcmul_(second, sin_N1D, value=-1)
+    high.addcmul_(first, sin_N1D)
+    return turned_NH2D.flatten(2).to(x_NHD.dtype)
 
 
 def inverse(rotation: Rotation) -> Rotation:
