@@ -20,7 +20,7 @@ from agentkv_engine.attention.sdpa import PreparedSequence, SdpaBackend, torch_a
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.model.rope import RotaryEmbedding
 
-flash_attention = torch._scaled_dot_product_flash_attention_for_cpu
+flash_attention = torch._scaled_dot_product_flash_attention_for_cpu  # pyright: ignore[reportPrivateImportUsage]
 """The only one of torch's attentions on CPU that tells the log-sum-exp of each row's scores."""
 
 
