@@ -22,6 +22,35 @@ Budget = Literal["fixed", "throttling"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineConfig:
+    """How a model is spread over processes of this host.
+
+    Attributes:
+        num_stages: processes, each with a stretch of layers.
+        devices: of each stage; empty is the engine's device, on GPUs one after the other.
+        layers: how many layers each stage has; empty is alike.
+        silence: seconds without a sign of life after which a stage counts as lost.
+        grace: seconds that a step may take beyond several times what steps of its size have taken.
+
+    Raises:
+        ValueError: less than one stage, or times that are not above 0.
+    """
+
+    num_stages: int
+    devices: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    silence: float = 4.0
+    grace: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.num_stages < 1 or min(self.silence, self.grace) <= 0:
+            raise ValueError(
+                f"num_stages is {self.num_stages}, silence {self.silence}, grace {self.grace}: give 1 stage or more, "
+                "and times above 0"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Settings of one engine.
 
@@ -43,6 +72,7 @@ class EngineConfig:
         graph_memory: bytes that captured CUDA graphs of small steps may take; 0 captures none.
         host_kv_memory: bytes of host memory, page-locked beside a GPU, to which residents can be copied
             (`Engine.offload`); 0 takes none.
+        pipeline: spread the layers over processes; None runs them in this one.
 
     Raises:
         ValueError: a count below 1, a layer below 0, or bytes below 0.
@@ -60,6 +90,7 @@ class EngineConfig:
     trace_layers: tuple[int, ...] = ()
     graph_memory: int = 1 * GIB
     host_kv_memory: int = 0
+    pipeline: PipelineConfig | None = None
 
     def __post_init__(self) -> None:
         if min(self.max_rows_per_step, self.max_sequences) < 1:

@@ -14,7 +14,7 @@ from agentkv_engine.cache.prefix_index import PrefixIndex
 from agentkv_engine.cache.residents import Residents, ResidentTensors
 from agentkv_engine.cache.row_traces import TracedShape
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
-from agentkv_engine.errors import PromptTooLong, RequestRefused, RunnerLost, UnknownHandle
+from agentkv_engine.errors import PipelineRefused, PromptTooLong, RequestRefused, RunnerLost, UnknownHandle
 from agentkv_engine.model.checkpoint import empty_decoder, load_decoder
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.model_config import ModelConfig
@@ -136,18 +136,14 @@ class Engine:
         Raises:
             CheckpointError: what is wrong with the directory (see `agentkv_engine.errors`).
             DeviceUnavailable: there is no such device here.
+            PipelineRefused: the stages that are asked for can't be made.
+            RunnerLost: they could not be started.
         """
         config = config or EngineConfig()
         check_device(config)
-        decoder = load_decoder(
-            directory,
-            dtype=dtype_of(config),
-            device=config.device,
-            context_length=config.context_length,
-            quantization=config.quantization,
-        )
         revision = f"{directory.resolve()}/{config.quantization}"
-        return cls(decoder, config, revision=revision, eviction=eviction, on_evict=on_evict, on_missing=on_missing)
+        model = _load(directory, config)
+        return cls(model, config, revision=revision, eviction=eviction, on_evict=on_evict, on_missing=on_missing)
 
     @staticmethod
     def check_supported(directory: Path, config: EngineConfig) -> None:
@@ -172,6 +168,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
         return self._scheduler.has_work
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether steps can run; may be asked by any thread. A pipeline is not while its stages are started again."""
+        return self._runner.is_ready
 
     @property
     def num_preemptions(self) -> int:
@@ -403,6 +404,22 @@ class Engine:
                     )
         if request.spans and request.selector is None:
             raise RequestRefused("spans need a selector that says what to repair: give `selector`")
+
+
+def _load(directory: Path, config: EngineConfig) -> Decoder | RemoteModel:
+    if config.pipeline is not None:
+        try:
+            from agentkv_engine.pipeline.model import PipelineModel  # noqa: PLC0415 (needs pyzmq and msgspec)
+        except ModuleNotFoundError as error:
+            raise PipelineRefused(f"a pipeline needs {error.name}: pip install 'agentkv[pipeline]'") from None
+        return PipelineModel(directory, config)
+    return load_decoder(
+        directory,
+        dtype=dtype_of(config),
+        device=config.device,
+        context_length=config.context_length,
+        quantization=config.quantization,
+    )
 
 
 def _start(model: Decoder | RemoteModel, config: EngineConfig, plan: PoolPlan) -> Runner:

@@ -6,6 +6,7 @@ EngineError
 │   └── MissingTensor        a weight that the architecture needs is not in the files
 ├── DeviceUnavailable        a device that is not here
 ├── OutOfMemory              memory of the device or the host that can't be had
+├── PipelineRefused          stages that can't be made of this model, or with these settings
 ├── RequestRefused           a request that can never run
 │   └── PromptTooLong        more tokens than the context length or the KV memory can hold
 ├── ConstraintFailed         a request's constraint raised, or allows no token
@@ -37,6 +38,10 @@ class DeviceUnavailable(EngineError):
 
 class OutOfMemory(EngineError):
     """Memory of the device or the host that can't be had."""
+
+
+class PipelineRefused(EngineError):
+    """Stages that can't be made of this model, or with these settings."""
 
 
 class RequestRefused(EngineError):

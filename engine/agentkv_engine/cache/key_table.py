@@ -59,6 +59,11 @@ class KeyTable:
         """A copy of the keys of positions [start, end)."""
         return Keys(self._slots_KP[:, start:end].copy(), self._offsets_P[start:end].copy())
 
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """Slots [K, P] and offsets [P] up to the last position that has a key in some list."""
+        end = int(np.flatnonzero((self._slots_KP != NO_SLOT).any(0)).max(initial=-1)) + 1
+        return self._slots_KP[:, :end], self._offsets_P[:end]
+
     def restore(self, positions_N: np.ndarray, slots_KN: np.ndarray) -> None:
         """Put back what `slots_at` gave before a probe borrowed these positions."""
         self._slots_KP[:, positions_N] = slots_KN

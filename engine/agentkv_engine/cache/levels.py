@@ -1,6 +1,7 @@
 """The depths that an engine allows, and which slot list a layer reads."""
 
 from bisect import bisect_left
+from copy import copy
 
 import numpy as np
 
@@ -16,6 +17,7 @@ class Levels:
 
     def __init__(self, depths: tuple[int, ...] | None, num_layers: int) -> None:
         self.depths = depths if depths is not None else (num_layers,)
+        self.num_layers = num_layers
         ascending = list(self.depths) == sorted(set(self.depths)) and self.depths[:1] > (0,)
         if not ascending or self.depths[-1] != num_layers or len(self.depths) > MAX_LEVELS:
             raise ValueError(
@@ -26,10 +28,13 @@ class Levels:
     def __len__(self) -> int:
         return len(self.depths)
 
-    @property
-    def num_layers(self) -> int:
-        """The largest depth."""
-        return self.depths[-1]
+    def of_stage(self, layers: range) -> "Levels":
+        """The same lists as a stage sees them that numbers its layers from 0: all depths are less by those before it.
+        A row of depth 0 or more there only arrives; one of a depth beyond its layers goes on to the next stage."""
+        stage = copy(self)
+        stage.depths = tuple(depth - layers.start for depth in self.depths)
+        stage.num_layers = len(layers)
+        return stage
 
     def round_up(self, depths_N: np.ndarray) -> np.ndarray:
         """The smallest allowed depths that are not below these."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.host_memory import HostMemory, HostResident, slots_of
 from agentkv_engine.cache.key_table import Keys
-from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.kv_layers import KVLayers
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.row_traces import Traces
 from agentkv_engine.config import BLOCK_SIZE
@@ -60,7 +60,7 @@ class Residents:
     def __init__(
         self,
         pool: BlockPool,
-        tensors: KVPool,
+        tensors: KVLayers,
         levels: Levels,
         on_evict: Callable[[int], None],
         on_missing: Callable[[Sequence[int]], None] = lambda _handles: None,

@@ -12,7 +12,7 @@ Shapes: S slots, A rows, H heads, D head dimension, E hidden size, Z numbers of 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class TracedShape:
     def bytes_per_token(self) -> int:
         """Bytes of one slot, all traced layers."""
         return len(self.layers) * (self.num_heads * (self.head_dim + 2) + 4 + 2 * SKETCH)
+
+    def of_stage(self, layers: range) -> "TracedShape | None":
+        """What a stage traces, which numbers its layers from 0; None where that is nothing."""
+        traced = tuple(layer - layers.start for layer in self.layers if layer in layers)
+        return replace(self, layers=traced) if traced else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ def load_decoder(
     device: str,
     context_length: int | None = None,
     quantization: Quantization | None = None,
+    layers: range | None = None,
 ) -> Decoder:
     """Build the model of a directory and load its weights.
 
@@ -38,6 +39,7 @@ def load_decoder(
         dtype, device: of the weights, whatever the files have.
         context_length: most positions wanted; None takes the model's.
         quantization: `int8` puts each layer's weights into 8 bits as soon as it is read.
+        layers: a stage's (see `Decoder.keep_layers`): no others are read; None is the whole model.
 
     Raises:
         UnsupportedModel, MissingTensor, CheckpointError: see `agentkv_engine.errors`. What can be told without reading
@@ -45,18 +47,21 @@ def load_decoder(
     """
     config = ModelConfig.from_directory(directory, context_length=context_length)
     decoder = empty_decoder(config)
+    if layers is not None:
+        decoder.keep_layers(layers)
+    first = layers.start if layers is not None else 0
     decoder.rope.to(device)
     files = SafetensorsFiles(directory)
-    _check_shapes(decoder, files)
+    _check_shapes(decoder, files, first)
     for unit, parameters in itertools.groupby(_parameters(decoder), key=lambda item: _unit(item[0])):
         with files.opened():
             for name, shape in parameters:
-                tensor = _read(files, _parts(config, name, shape), dtype, device)
+                tensor = _read(files, _parts(config, _whole(decoder, name, first), shape), dtype, device)
                 module, _, kind = name.rpartition(".")
                 decoder.get_submodule(module).register_parameter(kind, nn.Parameter(tensor, requires_grad=False))
         if quantization == "int8":
             _quantise(decoder, unit)
-    if config.tied_embeddings and quantization is None:
+    if config.tied_embeddings and quantization is None and hasattr(decoder, "head") and hasattr(decoder, "embedding"):
         decoder.head.weight = decoder.embedding.weight
     return decoder.requires_grad_(False).eval()
 
@@ -81,12 +86,22 @@ _DRAWING = frozenset({nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform
 """What torch's modules draw their first weights with; they do not use what it returns."""
 
 
-def wanted_shapes(decoder: Decoder) -> dict[str, tuple[int, ...]]:
+def wanted_shapes(decoder: Decoder, first_layer: int = 0) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint of this decoder has, by its names, and their shapes."""
     wanted: dict[str, tuple[int, ...]] = {}
     for name, shape in _parameters(decoder):
-        wanted |= _parts(decoder.config, name, shape)
+        wanted |= _parts(decoder.config, _whole(decoder, name, first_layer), shape)
     return wanted
+
+
+def _whole(decoder: Decoder, parameter: str, first_layer: int) -> str:
+    """What the whole model calls a parameter of a stage that begins with this layer."""
+    if parameter.startswith("layers."):
+        _, index, rest = parameter.split(".", 2)
+        return f"layers.{int(index) + first_layer}.{rest}"
+    if parameter == "head.weight" and decoder.config.tied_embeddings:
+        return "embedding.weight"
+    return parameter
 
 
 def _parameters(decoder: Decoder) -> list[tuple[str, tuple[int, ...]]]:
@@ -104,7 +119,7 @@ def _quantise(decoder: Decoder, unit: str) -> None:
     if unit == "embedding.weight":  # a tied head has the same table
         weight, scales = quantise(decoder.embedding.weight)
         decoder.embedding = Int8Embedding(weight, scales)
-        if decoder.config.tied_embeddings:
+        if decoder.config.tied_embeddings and hasattr(decoder, "head"):
             decoder.head = Int8Linear(weight, scales)
     elif unit == "head.weight":
         decoder.head = Int8Linear(*quantise(decoder.head.weight))
@@ -124,10 +139,10 @@ def _parts(config: ModelConfig, parameter: str, shape: tuple[int, ...]) -> dict[
     return {name: (part, *others) for name, part in zip(names, split, strict=True)}
 
 
-def _check_shapes(decoder: Decoder, files: SafetensorsFiles) -> None:
+def _check_shapes(decoder: Decoder, files: SafetensorsFiles, first_layer: int) -> None:
     """That every tensor is there, in the shape that config.json asks for."""
     with files.opened():
-        for name, shape in wanted_shapes(decoder).items():
+        for name, shape in wanted_shapes(decoder, first_layer).items():
             if (found := files.shape(name)) != shape:
                 raise CheckpointError(
                     f"tensor {name} has shape {list(found)}, config.json asks for {list(shape)}: config.json and "

@@ -1,5 +1,7 @@
 """The one forward pass: chunks, decodes, probes and repairs are rows of it."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,18 @@ class Decoder(nn.Module):
             self.head.weight = self.embedding.weight
         self.rope = RotaryEmbedding(config.rope, config.head_dim, config.context_length)
 
+    def keep_layers(self, layers: range) -> None:
+        """Become a stage of the model: these layers, numbered from 0, the embedding where they are the first, the head
+        where they are the last."""
+        kept = [cast(DecoderLayer, self.layers[index]) for index in layers]
+        for index, layer in enumerate(kept):
+            layer.index = layer.attention.index = index
+        self.layers = nn.ModuleList(kept)
+        if layers.start > 0:
+            del self.embedding
+        if layers.stop < self.config.num_layers:
+            del self.head
+
     @property
     def dtype(self) -> torch.dtype:
         """Of activations, keys and values."""
@@ -39,10 +53,16 @@ class Decoder(nn.Module):
             pooled.into.add(self.last_states(x, delta, pooled.rows, step.operations))
         return self.logits(x, delta, None if step.ends_early else step.logits_rows, step.operations)
 
-    def hidden(self, step: Step) -> tuple[Tensor, Tensor | None]:
+    def hidden(self, step: Step, x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Residual stream of the rows of full depth behind the last layer (where the step ends early, of its
-        `logits_rows`), and what the last block adds to it."""
-        x, delta = self.embedding(step.token_ids_N), None
+        `logits_rows`), and what the last block adds to it.
+
+        Args:
+            x: what comes out of the layers before, where these are a stage's; None begins with the tokens.
+        """
+        delta = None
+        if x is None:
+            x = self.embedding(step.token_ids_N)
         for index, layer in enumerate(self.layers):
             num_writing = step.num_writing(index)
             if num_writing == 0:  # every row was shallower: nothing goes on

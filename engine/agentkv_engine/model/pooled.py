@@ -19,6 +19,17 @@ class PooledStates:
         self._sum_D = total if self._sum_D is None else self._sum_D + total
         self._count += len(states_ND)
 
+    def add_sum(self, sum_D: Tensor, count: int) -> None:
+        """Add rows whose states were summed elsewhere."""
+        self._sum_D = sum_D if self._sum_D is None else self._sum_D + sum_D
+        self._count += count
+
+    def take_sum(self) -> Tensor | None:
+        """The sum so far, which starts anew; None where nothing was added."""
+        total = self._sum_D
+        self.reset()
+        return total
+
     def reset(self) -> None:
         """The rows will be computed again."""
         self._sum_D, self._count = None, 0

@@ -4,12 +4,15 @@ To a stage go a step's rows and, before them, what has changed since the last st
 same sequences as the driver, as far as rows need them. Arrays are packed (see `packing`).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from agentkv_engine.sampling.params import SamplingParams
 from agentkv_engine.sampling.result import Sampled, TokenLogprobs
+
+Question = Literal["attention", "reading", "value_deviation", "value_turn"]
+"""The methods of `Observation` that look."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -107,8 +110,14 @@ class StepOrder(Message, frozen=True):
     items: list[Item]
 
 
+class Tell(Message, frozen=True):
+    """What has changed, without a step."""
+
+    updates: list[Update]
+
+
 class Look(Message, frozen=True):
-    """Look at a sequence: one of `Observation`'s questions. `updates` come first.
+    """Look at a sequence: one of `Observation`'s questions.
 
     Attributes:
         layer: among the stage's.
@@ -116,9 +125,8 @@ class Look(Message, frozen=True):
     """
 
     number: int
-    updates: list[Update]
     residence: int
-    question: str
+    question: Question
     layer: int
     positions: bytes
     rereads: list[tuple[int, int, list[tuple[int, int]]]]
@@ -146,7 +154,7 @@ class Stop(Message, frozen=True):
     """End."""
 
 
-Order = StepOrder | Look | ReadKV | WriteKV | Stop
+Order = StepOrder | Tell | Look | ReadKV | WriteKV | Stop
 
 
 class Ready(Message, frozen=True):

@@ -26,6 +26,7 @@ class ModelRunner:
     """One model on one device, in this process; implements `Runner`."""
 
     max_under_way = 1
+    is_ready = True
 
     def __init__(self, forward: Forward, inputs: InputBuilder, *, tensors: KVPool, observer: Observer) -> None:
         self.tensors = tensors

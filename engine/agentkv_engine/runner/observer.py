@@ -10,7 +10,7 @@ E hidden size, Z numbers of a sketch.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from agentkv_engine.cache.row_traces import Traces
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.layers import DecoderLayer
 from agentkv_engine.model.rope import rotate
-from agentkv_engine.reuse import Probe, Reading, Reread
+from agentkv_engine.reuse import Observation, Probe, Reading, Reread
 from agentkv_engine.scheduler.sequence import ProbeRecord, ProbeState, Residence
 
 MOST_PROBABILITIES = 1 << 26
@@ -36,6 +36,27 @@ MOST_ROWS = 512
 
 MOST_PAIRS = 1 << 26
 """Rows times keys of tiles that are asked again at once."""
+
+
+class Looking(Observation, Protocol):
+    """An observation that counts its work."""
+
+    @property
+    def row_layers(self) -> int:
+        """Work of looking so far, in rows through one layer."""
+        ...
+
+
+class Observing(Protocol):
+    """What admission asks of an observer, wherever the keys lie."""
+
+    def record(self, probe: Probe) -> ProbeRecord:
+        """Room for what a probe will leave."""
+        ...
+
+    def observe(self, residence: Residence) -> Looking:
+        """An observation of a sequence whose probe has run."""
+        ...
 
 
 class Observer:

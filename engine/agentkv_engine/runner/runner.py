@@ -7,12 +7,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.kv_layers import KVLayers
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.row_traces import TracedShape
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.model.model_config import ModelConfig
-from agentkv_engine.runner.observer import Observer
+from agentkv_engine.runner.observer import Observing
 from agentkv_engine.scheduler.output import SchedulerOutput, SeqResult
 
 
@@ -38,10 +38,22 @@ class Runner(Protocol):
         observer: looks at it.
     """
 
-    max_under_way: int
-    prepares: bool
-    tensors: KVPool
-    observer: Observer
+    @property
+    def max_under_way(self) -> int: ...
+
+    @property
+    def prepares(self) -> bool: ...
+
+    @property
+    def tensors(self) -> KVLayers: ...
+
+    @property
+    def observer(self) -> Observing: ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether steps can be submitted; may be asked by any thread."""
+        ...
 
     def submit(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> Pending:
         """Start a step of at least one row.

@@ -39,7 +39,7 @@ def sample(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[Sample]:
             try:
                 state.take(token)
             except Exception as error:
-                failed[row] = _failure(error)
+                failed[row] = constraint_failure(error)
         samples.append(failed.get(row) or Sampled(token, told))
     return samples
 
@@ -65,21 +65,26 @@ def _adjusted(logits_BV: Tensor, states: Sequence[SamplingState], failed: dict[i
     if constrained:
         bitmask_BW = torch.zeros(len(constrained), -(-logits_BV.shape[1] // 32), dtype=torch.int32)
         for number, row in enumerate(constrained):
-            _fill(states[row], bitmask_BW, number, row, failed)
+            if (failure := fill_bitmask(states[row], bitmask_BW, number)) is not None:
+                failed[row] = failure
         apply_bitmask(logits_BV, constrained, bitmask_BW)
     return logits_BV
 
 
-def _fill(state: SamplingState, bitmask_BW: Tensor, number: int, row: int, failed: dict[int, ConstraintFailed]) -> None:
+def fill_bitmask(state: SamplingState, bitmask_BW: Tensor, row: int) -> ConstraintFailed | None:
+    """Ask a sequence's constraint which tokens may come (see `TokenConstraint.fill_bitmask`). Where it fails the row is
+    thrown away later, and must not disturb its batch: it then allows all."""
     assert state.constraint is not None
+    failure = None
     try:
-        state.constraint.fill_bitmask(bitmask_BW, number)
-        if not bool(bitmask_BW[number].any()):
-            failed[row] = ConstraintFailed("the constraint allows no token: mend the grammar, or allow a stop token")
+        state.constraint.fill_bitmask(bitmask_BW, row)
+        if not bool(bitmask_BW[row].any()):
+            failure = ConstraintFailed("the constraint allows no token: mend the grammar, or allow a stop token")
     except Exception as error:
-        failed[row] = _failure(error)
-    if row in failed:
-        bitmask_BW[number] = -1  # its row is thrown away, and must not disturb the batch
+        failure = constraint_failure(error)
+    if failure is not None:
+        bitmask_BW[row] = -1
+    return failure
 
 
 def _choose(logits_BV: Tensor, states: Sequence[SamplingState]) -> Tensor:
@@ -114,7 +119,8 @@ def _logprobs(logits_BV: Tensor, tokens_B: Tensor, num_top: Sequence[int | None]
     return told
 
 
-def _failure(error: Exception) -> ConstraintFailed:
+def constraint_failure(error: Exception) -> ConstraintFailed:
+    """What is told of a constraint that raised."""
     failure = ConstraintFailed(f"the constraint failed ({type(error).__name__}: {error}): mend it, or leave it out")
     failure.__cause__ = error
     return failure

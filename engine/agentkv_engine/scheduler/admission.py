@@ -21,7 +21,7 @@ from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import SelectorFailed
 from agentkv_engine.request import ReuseMode, TokenSources
 from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView
-from agentkv_engine.runner.observer import Observer
+from agentkv_engine.runner.observer import Observing
 from agentkv_engine.scheduler.sequence import Phase, PrivateSlots, ProbeState, Residence, Rows, Sequence
 
 Answer = TypeVar("Answer")
@@ -31,7 +31,7 @@ class Admission:
     """Gives sequences their residence in the pool, and their rows; takes both back."""
 
     def __init__(
-        self, pool: BlockPool, prefixes: PrefixIndex, residents: Residents, levels: Levels, observer: Observer
+        self, pool: BlockPool, prefixes: PrefixIndex, residents: Residents, levels: Levels, observer: Observing
     ) -> None:
         self._pool = pool
         self._prefixes = prefixes

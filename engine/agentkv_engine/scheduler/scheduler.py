@@ -82,6 +82,7 @@ class Scheduler:
                 group.remove(seq)
         if seq.residence is not None:
             self._admission.release(seq)
+        seq.phase = Phase.FINISHED
 
     def finish(self, seq: Sequence, reason: FinishReason) -> None:
         """End a sequence; a running one holds its keys until the next step, so that they can be kept."""

@@ -1,0 +1,96 @@
+"""Looks at rows whose keys lie at several stages: each question goes to the stage of its layer."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agentkv_engine.model.model_config import ModelConfig
+from agentkv_engine.pipeline.messages import Look, Question, Reply
+from agentkv_engine.pipeline.packing import pack_stretches, unpack_tensor
+from agentkv_engine.pipeline.remote_kv import Stages
+from agentkv_engine.reuse import Probe, Reading, Reread
+from agentkv_engine.scheduler.sequence import ProbeRecord, Residence
+
+Tell = Callable[[Residence], int]
+"""Lets the stages know what a sequence holds; its number there."""
+
+
+class RemoteObserver:
+    """Has what `Admission` needs of `Observer`."""
+
+    def __init__(self, stages: Stages, config: ModelConfig, traced_layers: tuple[int, ...], tell: Tell) -> None:
+        self.stages = stages
+        self.row_layer_flops = config.flops_per_row_layer
+        self.traced_layers = traced_layers
+        self.tell = tell
+
+    def record(self, probe: Probe) -> ProbeRecord:
+        """See `Observer.record`: the queries stay where they are made."""
+        return ProbeRecord(probe, torch.empty(0))
+
+    def observe(self, residence: Residence) -> "RemoteObservation":
+        """See `Observer.observe`."""
+        return RemoteObservation(self, residence)
+
+
+class RemoteObservation:
+    """Implements `agentkv_engine.reuse.Observation`; valid until the plan is made. Every look waits for its stage, and
+    for the steps that were ordered before it."""
+
+    def __init__(self, observer: RemoteObserver, residence: Residence) -> None:
+        assert residence.probe is not None, "nothing has been probed"
+        self._observer = observer
+        self._residence = residence
+        self._probes = tuple(record.probe for record in residence.probe.records)
+        self._flops = 0
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """See `Observation.probes`."""
+        return self._probes
+
+    @property
+    def traced_layers(self) -> tuple[int, ...]:
+        """See `Observation.traced_layers`."""
+        return self._observer.traced_layers
+
+    @property
+    def row_layers(self) -> int:
+        """Work of looking so far, in rows through one layer."""
+        return -(-self._flops // self._observer.row_layer_flops)
+
+    def attention(self, layer: int, positions: Sequence[int]) -> Tensor:
+        """See `Observation.attention`."""
+        (data,) = self._look("attention", layer, positions).tensors
+        return unpack_tensor(data, torch.float32, len(positions), self._residence.view.num_tokens)
+
+    def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
+        """See `Observation.reading`."""
+        told = [(r.positions.start, r.positions.stop, list(r.left_out)) for r in rereads]
+        since, left_out = (unpack_tensor(t, torch.float32, -1) for t in self._look("reading", layer, (), told).tensors)
+        return Reading(since_then_R=since, by_left_out_R=left_out)
+
+    def value_deviation(self, layer: int, positions: Sequence[int]) -> Tensor:
+        """See `Observation.value_deviation`."""
+        return unpack_tensor(self._look("value_deviation", layer, positions).tensors[0], torch.float32, -1)
+
+    def value_turn(self, layer: int, positions: Sequence[int]) -> Tensor:
+        """See `Observation.value_turn`."""
+        return unpack_tensor(self._look("value_turn", layer, positions).tensors[0], torch.float32, -1)
+
+    def _look(
+        self,
+        question: Question,
+        layer: int,
+        positions: Sequence[int],
+        rereads: Sequence[tuple[int, int, list[tuple[int, int]]]] = (),
+    ) -> Reply:
+        packed = pack_stretches(np.asarray(positions, dtype=np.int64))
+        residence = self._observer.tell(self._residence)
+        reply = self._observer.stages.ask(
+            layer, lambda number, here: Look(number, residence, question, here, packed, list(rereads))
+        )
+        self._flops += reply.flops
+        return reply

@@ -1,0 +1,281 @@
+"""The driver's side of a pipeline: orders steps, gathers what they bring, and starts lost stages again."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from agentkv_engine.config import PipelineConfig
+from agentkv_engine.errors import ConstraintFailed, RunnerLost
+from agentkv_engine.model.model_config import ModelConfig
+from agentkv_engine.pipeline.group import Group, MakeSpec
+from agentkv_engine.pipeline.messages import Failed, ItemResult, Message, Reply, StepOrder, StepResult, StepTimes, Tell
+from agentkv_engine.pipeline.packing import unpack_tensor
+from agentkv_engine.pipeline.remote_kv import RemoteKV
+from agentkv_engine.pipeline.remote_observer import RemoteObserver
+from agentkv_engine.pipeline.step_watch import StepWatch
+from agentkv_engine.pipeline.told import Told
+from agentkv_engine.runner.runner import PoolPlan
+from agentkv_engine.sampling.sampler import Sample, constraint_failure
+from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput, SeqResult
+from agentkv_engine.scheduler.sequence import Residence
+
+_logger = logging.getLogger(__name__)
+POLL_MS = 100
+"""How often a wait for stages looks whether they were lost meanwhile."""
+
+LONGEST_PAUSE = 30.0
+"""Seconds between tries to start the stages where that keeps failing."""
+
+TIMES_KEPT = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A step that was ordered; implements `Pending`."""
+
+    runner: "PipelineRunner"
+    number: int
+    schedule: SchedulerOutput
+    failed: dict[int, ConstraintFailed]
+
+    def result(self) -> list[SeqResult]:
+        """See `Pending.result`."""
+        return self.runner.finish(self)
+
+
+class PipelineRunner:
+    """Implements `Runner` over a group of stages. One thread of its own watches over them.
+
+    Args:
+        config: how they are made and when they count as lost.
+        layers: of each stage.
+        make_spec: what each stage is told.
+        shape, dtype, plan: of the model and its pool.
+        block_bytes: of a block, all layers.
+
+    Attributes:
+        times: what the stages told of their last steps, for benchmarks.
+        bytes_ordered: size of the last step's order.
+
+    Raises:
+        RunnerLost: the stages could not be started.
+    """
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        layers: tuple[range, ...],
+        make_spec: MakeSpec,
+        *,
+        shape: ModelConfig,
+        dtype: torch.dtype,
+        plan: PoolPlan,
+        block_bytes: int,
+    ) -> None:
+        self.max_under_way = len(layers)
+        self.prepares = False
+        self.times: deque[StepTimes] = deque(maxlen=TIMES_KEPT)
+        self.bytes_ordered = 0
+        self._config = config
+        self._layers = layers
+        self._make_spec = make_spec
+        self._shape = shape
+        traced = plan.traced
+        self.tensors = RemoteKV(self, shape, dtype, traced, block_bytes)
+        self.observer = RemoteObserver(self, shape, traced.layers if traced is not None else (), self._tell)
+        self._numbers = 0
+        self._changed = threading.Condition()
+        self._closing = False
+        self._untold: RunnerLost | None = None
+        self._dead: list[Group] = []
+        self._group: Group | None = None
+        self._forget()
+        self._group = self._start()
+        self._watcher = threading.Thread(target=self._watch, name="agentkv-stages", daemon=True)
+        self._watcher.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether steps can be ordered; may be asked by any thread."""
+        return self._group is not None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the stages; empty while they are started again."""
+        group = self._group
+        return group.pids if group is not None else ()
+
+    def submit(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> _UnderWay:
+        """See `Runner.submit`: the order is on its way to all stages."""
+        for item in schedule.scheduled:
+            assert_writable(item.residence.own_P[item.rows.positions])
+        updates, items, failed = self._told.step(schedule.scheduled)
+        number = self._next_number()
+        self.bytes_ordered = self._living().order_all(StepOrder(number, updates, items))
+        self._step_watch.begin(schedule.num_rows, time.monotonic())
+        return _UnderWay(self, number, schedule, failed)
+
+    def finish(self, step: _UnderWay) -> list[SeqResult]:
+        """What a step brought; waits for it. Raises RunnerLost."""
+        answer = self._wait_for(step.number)
+        assert isinstance(answer, StepResult)
+        self._step_watch.end(time.monotonic())
+        pairs = enumerate(zip(step.schedule.scheduled, answer.items, strict=True))
+        return [self._result(item, told, step.failed.get(place)) for place, (item, told) in pairs]
+
+    def prepare(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> bool:  # noqa: ARG002
+        """See `Runner.prepare`: orders run ahead anyway."""
+        return False
+
+    def wait_until_ready(self, timeout: float) -> bool:
+        """See `Runner.wait_until_ready`."""
+        with self._changed:
+            if self._untold is not None:
+                raise self._take_loss()
+            if self._group is None:
+                self._changed.wait(timeout)
+            return self._group is not None and self._untold is None
+
+    def ask(self, layer: int, make: Callable[[int, int], Message]) -> Reply:
+        """See `Stages.ask`."""
+        number, (stage, here) = self._next_number(), self._stage_of(layer)
+        self._living().order(stage, make(number, here))
+        reply = self._wait_for(number)
+        assert isinstance(reply, Reply)
+        return reply
+
+    def tell(self, layer: int, make: Callable[[int], Message]) -> None:
+        """See `Stages.tell`."""
+        stage, here = self._stage_of(layer)
+        self._living().order(stage, make(here))
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+            self._changed.notify_all()
+        self._watcher.join()
+        group, self._group = self._group, None
+        if group is not None:
+            group.stop()
+        for dead in self._dead:
+            dead.close()
+
+    def _result(self, item: ScheduledSeq, told: ItemResult, failure: ConstraintFailed | None) -> SeqResult:
+        seq, sampled = item.sequence, told.sampled
+        is_alive = seq.residence is item.residence
+        outcome: Sample | None = failure or sampled
+        if sampled is not None and failure is None and seq.sampling.constraint is not None and is_alive:
+            try:
+                seq.sampling.take(sampled.token_id)
+            except Exception as error:
+                outcome = constraint_failure(error)
+        if told.pooled and seq.states is not None and is_alive:
+            seq.states.add_sum(unpack_tensor(told.pooled, torch.float32, -1), len(item.rows))
+        logits = unpack_tensor(told.logits, torch.float32, -1, self._shape.vocab_size)
+        return SeqResult(logits=logits, sampled=outcome, scored=tuple(told.scored))
+
+    def _tell(self, residence: Residence) -> int:
+        number, updates = self._told.look(residence)
+        if updates:
+            self._living().order_all(Tell(updates))
+        return number
+
+    def _stage_of(self, layer: int) -> tuple[int, int]:
+        """The stage of a layer, and its number there."""
+        stage = next(number for number, layers in enumerate(self._layers) if layer in layers)
+        return stage, layer - self._layers[stage].start
+
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def _living(self) -> Group:
+        group = self._group
+        if group is None:
+            with self._changed:
+                raise self._take_loss()
+        return group
+
+    def _wait_for(self, number: int) -> Any:
+        """The answer of this number. Others that come first are noted."""
+        while number not in self._arrived:
+            group = self._living()
+            answer = group.receive(POLL_MS)
+            match answer:
+                case None:
+                    if (taken := self._step_watch.overdue(time.monotonic())) is not None:
+                        self._lose(group, f"a step has taken {taken:.0f} s, far more than those before")
+                case StepTimes():
+                    self.times.append(answer)
+                case Failed(stage, reason):
+                    self._lose(group, f"stage {stage} failed: {reason}")
+                case StepResult() | Reply():
+                    self._arrived[answer.number] = answer
+        return self._arrived.pop(number)
+
+    def _take_loss(self) -> RunnerLost:
+        """The loss that the engine has not been told of; from here on nothing is known of the old group."""
+        error = self._untold or RunnerLost("the stages of the pipeline are being started again: ask again soon")
+        self._untold = None
+        self._forget()
+        return error
+
+    def _forget(self) -> None:
+        self._told = Told(self._shape.vocab_size)
+        self._arrived: dict[int, Any] = {}
+        self._step_watch = StepWatch(self._config.grace)
+
+    def _lose(self, group: Group, reason: str) -> None:
+        """Give a group up, whichever thread has found out."""
+        with self._changed:
+            if self._group is not group:
+                return
+            self._group = None
+            self._untold = RunnerLost(f"the pipeline was lost ({reason}) and is started again: ask again")
+            self._dead.append(group)
+            self._changed.notify_all()
+        _logger.error("the pipeline was lost: %s; its stages are started again", reason)
+        group.kill()
+
+    def _watch(self) -> None:
+        """Look after the stages, until closed."""
+        pause = 1.0
+        while not self._closing:
+            group = self._group
+            if group is None:
+                try:
+                    group = self._start()
+                except RunnerLost as error:
+                    _logger.error("the stages can't be started: %s; again in %.0f s", error, pause)
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._closing, pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                    continue
+                pause = 1.0
+                with self._changed:
+                    self._group = group
+                    self._changed.notify_all()
+                _logger.info("the pipeline's stages are ready again")
+            group.wait_for_beats(POLL_MS)
+            if (reason := group.fault(self._config.silence)) is not None:
+                self._lose(group, reason)
+
+    def _start(self) -> Group:
+        group = Group(len(self._layers), self._make_spec)
+        try:
+            group.wait_until_ready(lambda: not self._closing)
+        except BaseException:
+            group.kill()
+            group.close()
+            raise
+        return group

@@ -1,0 +1,41 @@
+"""What a stage's process is told when it starts."""
+
+from typing import Literal
+
+import msgspec
+
+from agentkv_engine.cache.row_traces import TracedShape
+
+
+class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage of a group.
+
+    Attributes:
+        stage, num_stages: its place.
+        directory: of the checkpoint, of which it reads its own layers.
+        layers: first and behind the last.
+        levels, traced: of the whole model.
+        num_blocks: of every stage's pool.
+        orders, answers, beats: endpoints of the driver's sockets.
+        secret: that both ends know.
+        meeting: a file of this group's own, where stages find each other.
+        backend: of torch.distributed.
+    """
+
+    stage: int
+    num_stages: int
+    directory: str
+    layers: tuple[int, int]
+    levels: tuple[int, ...] | None
+    traced: TracedShape | None
+    num_blocks: int
+    device: str
+    dtype: str
+    context_length: int | None
+    quantization: Literal["int8"] | None
+    orders: str
+    answers: str
+    beats: str
+    secret: bytes
+    meeting: str
+    backend: Literal["gloo", "nccl"]

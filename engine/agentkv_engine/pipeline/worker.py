@@ -1,0 +1,138 @@
+"""The process of one stage: `python -m agentkv_engine.pipeline.worker`, with its spec on stdin.
+
+Three threads: one receives orders and builds their inputs, the main one computes, one gives signs of life. The process
+ends with its driver: stdin is then at its end.
+"""
+
+import os
+import queue
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+import zmq
+
+from agentkv_engine.pipeline.keys import GroupKeys
+from agentkv_engine.pipeline.messages import Answer, Failed, Ready, Stop, decode_order, encode
+from agentkv_engine.pipeline.spec import StageSpec
+from agentkv_engine.pipeline.stage import Stage
+
+BEAT_SECONDS = 0.5
+"""Between two signs of life."""
+
+STDIN = 0
+
+PATIENCE = timedelta(hours=1)
+"""How long a stage waits for its neighbours: the driver ends the group long before."""
+
+
+def main() -> None:
+    """Run until told to stop."""
+    size = int.from_bytes(_read(8), "little")
+    spec = msgspec.msgpack.decode(_read(size), type=StageSpec)
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    context, keys = zmq.Context(), GroupKeys.of(spec.secret)
+    threading.Thread(target=_beat, args=(context, keys, spec), daemon=True).start()
+    answers = _connect(context, zmq.PUSH, keys, spec.answers)
+    try:
+        _serve(spec, context, keys, answers)
+    except Exception as error:
+        answers.send(encode(Failed(spec.stage, f"{type(error).__name__}: {error}")))
+        answers.close(linger=2000)
+        raise
+    finally:
+        context.destroy(linger=2000)
+
+
+def _serve(spec: StageSpec, context: zmq.Context[Any], keys: GroupKeys, answers: zmq.Socket[bytes]) -> None:
+    def send(answer: Answer) -> None:
+        answers.send(encode(answer))
+
+    if torch.device(spec.device).type == "cuda":
+        torch.cuda.set_device(spec.device)
+    stage = Stage(spec, send)
+    _meet(spec)
+    prepared: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(spec, context, keys, stage, prepared), daemon=True).start()
+    while not isinstance(work := prepared.get(), Stop):
+        if isinstance(work, Exception):
+            raise work
+        if isinstance(work, Ready):
+            send(work)
+        else:
+            stage.run(work)
+    dist.destroy_process_group()
+
+
+def _meet(spec: StageSpec) -> None:
+    """Neighbours find each other, and pass a number once around: connections are made before the first step."""
+    store = dist.FileStore(spec.meeting, spec.num_stages)
+    dist.init_process_group(
+        spec.backend,
+        store=store,
+        rank=spec.stage,
+        world_size=spec.num_stages,
+        timeout=PATIENCE,
+    )
+    token = torch.zeros(1, device=spec.device)
+    if spec.stage > 0:
+        dist.recv(token, src=spec.stage - 1)
+    if spec.stage < spec.num_stages - 1:
+        dist.send(token, dst=spec.stage + 1)
+
+
+def _receive(
+    spec: StageSpec, context: zmq.Context[Any], keys: GroupKeys, stage: Stage, prepared: "queue.SimpleQueue[Any]"
+) -> None:
+    try:
+        orders = _connect(context, zmq.DEALER, keys, spec.orders, identity=str(spec.stage).encode())
+        orders.send(b"")  # the driver can reach a peer once it has heard of it
+        prepared.put(Ready(spec.stage))
+        while True:
+            order = decode_order(orders.recv())
+            prepared.put(stage.prepare(order))
+            if isinstance(order, Stop):
+                return
+    except Exception as error:
+        prepared.put(error)
+
+
+def _beat(context: zmq.Context[Any], keys: GroupKeys, spec: StageSpec) -> None:
+    beats = _connect(context, zmq.PUSH, keys, spec.beats)
+    sign = str(spec.stage).encode()
+    while not context.closed:
+        beats.send(sign)
+        time.sleep(BEAT_SECONDS)
+
+
+def _connect(
+    context: zmq.Context[Any], kind: int, keys: GroupKeys, endpoint: str, identity: bytes | None = None
+) -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = context.socket(kind)
+    keys.as_stage(socket)
+    if identity is not None:
+        socket.identity = identity
+    socket.connect(endpoint)
+    return socket
+
+
+def _read(size: int) -> bytes:
+    """So many bytes of stdin, unbuffered: a thread goes on reading it until the process ends."""
+    data = b""
+    while len(data) < size and (part := os.read(STDIN, size - len(data))):
+        data += part
+    return data
+
+
+def _end_with_driver() -> None:
+    while os.read(STDIN, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

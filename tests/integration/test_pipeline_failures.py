@@ -1,0 +1,130 @@
+"""A stage that dies or hangs: it is noticed, running requests are told, and the pipeline serves again."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentkv_engine.engine import Engine
+from agentkv_engine.errors import RunnerLost
+from agentkv_engine.request import Request, SamplingParams
+from engine_driver import prompt_of, run
+from pipelines import SharedStages
+
+LONG = SamplingParams(max_tokens=2000)
+
+
+@pytest.fixture(scope="module")
+def stages(small_model) -> Iterator[SharedStages]:
+    shared = SharedStages(small_model("qwen2"), silence=2.0)
+    yield shared
+    shared.close()
+
+
+def ask(name: str, sampling: SamplingParams, seed: int = 1) -> Request:
+    return Request(request_id=name, token_ids=prompt_of(20, seed=seed), sampling=sampling)
+
+
+def wait_until_ready(engine: Engine, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not engine.is_ready:
+        assert time.monotonic() < deadline, "the stages did not come back"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("sign", "within"), [(signal.SIGKILL, 1.5), (signal.SIGSTOP, 5.0)])
+def test_a_lost_stage_fails_what_runs_and_comes_back(stages, sign, within) -> None:
+    evicted: list[int] = []
+    engine = Engine(stages, stages.engine_config(100, max_sequences=2), on_evict=evicted.append)
+    ten = SamplingParams(max_tokens=10)
+    before = run(engine, ask("before", ten))["before"]
+    resident = engine.keep("before", 0, 16)
+    for number in range(3):
+        engine.add(ask(f"running{number}", LONG, seed=number))  # the third waits
+    for _ in range(10):
+        engine.step()
+    old = stages.runner.pids
+    os.kill(old[1], sign)
+    struck, failed = time.monotonic(), {}
+    while len(failed) < 2:
+        failed |= {output.request_id: output.error for output in engine.step() if output.error is not None}
+        assert time.monotonic() - struck < 30
+    noticed = time.monotonic() - struck
+    assert noticed < within + 2, "others use the machine too"
+    assert failed.keys() == {"running0", "running1"}
+    assert all(isinstance(error, RunnerLost) and "stage 1" in str(error) for error in failed.values())
+    assert not engine.is_ready
+    assert evicted == [resident.handle]
+    assert engine.memory().kept == 0
+    assert engine.step() == []  # does not wait for long
+    wait_until_ready(engine)
+    assert not any(map(is_running, old))
+    engine.abort("running2")
+    assert run(engine, ask("after", ten))["after"].token_ids == before.token_ids
+    assert stages.runner.pids != old
+
+
+def test_a_request_that_waited_is_answered_when_the_stages_are_back(stages) -> None:
+    engine = Engine(stages, stages.engine_config(100, max_sequences=1))
+    engine.add(ask("running", LONG))
+    engine.add(ask("waiting", SamplingParams(max_tokens=5), seed=2))
+    for _ in range(3):
+        engine.step()
+    os.kill(stages.runner.pids[0], signal.SIGKILL)
+    answers = {}
+    deadline = time.monotonic() + 60
+    while engine.has_work:
+        assert time.monotonic() < deadline
+        for output in engine.step():
+            answers.setdefault(output.request_id, []).append(output)
+    assert answers["running"][-1].error is not None
+    assert sum(len(output.token_ids) for output in answers["waiting"]) == 5
+
+
+def test_a_stage_that_dies_while_nothing_runs_is_replaced(stages) -> None:
+    engine = stages.engine()
+    os.kill(stages.runner.pids[1], signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while engine.is_ready:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    wait_until_ready(engine)
+    assert len(run(engine, ask("a", SamplingParams(max_tokens=3)))["a"].token_ids) == 3
+
+
+def test_a_stage_that_fails_says_why(stages) -> None:
+    """A fault in a stage's own code, here an order for a sequence that it does not know."""
+    engine = stages.engine()
+    with pytest.raises(RunnerLost, match=r"stage 0 failed: KeyError"):
+        stages.runner.ask(0, look_at_nothing)
+    wait_until_ready(engine)
+    assert len(run(engine, ask("a", SamplingParams(max_tokens=3)))["a"].token_ids) == 3
+
+
+def look_at_nothing(number: int, layer: int):
+    from agentkv_engine.pipeline.messages import Look
+
+    return Look(number, 10**6, "attention", layer, b"", [])
+
+
+def test_idle_stages_use_little_of_a_core_and_end_with_the_driver(stages) -> None:
+    pids = stages.runner.pids
+    before, begun = sum(map(seconds_used, pids)), time.monotonic()
+    time.sleep(2)
+    used = sum(map(seconds_used, pids)) - before
+    assert used / (time.monotonic() - begun) < 0.02 * len(pids)
+    stages.close()
+    assert not any(map(is_running, pids))
+
+
+def is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def seconds_used(pid: int) -> float:
+    """Processor time of a process so far, in user and kernel mode."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
