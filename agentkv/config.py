@@ -64,6 +64,9 @@ class ServiceConfig(Settings):
         max_sequences: chats that run at once; more wait.
         max_kept_per_tenant: most bytes of kept segments of one tenant, whose oldest go first; None sets no limit.
         device: `cpu` or `cuda`.
+        pipeline_stages: spread the layers over so many processes; None runs them in this one.
+        devices: of the stages, e.g. `0,1`; None takes `device`, on GPUs one after the other.
+        layers: how many each stage has, e.g. `16,16`; None is alike.
         revision: of a model on the Hugging Face Hub: branch, tag or commit; None is its `main`.
         dtype: of weights and KV; `auto` is float32 on CPU (bfloat16 with int8 weights, where the processor has it) and
             bfloat16 elsewhere.
@@ -87,6 +90,9 @@ class ServiceConfig(Settings):
     max_sequences: int = Field(default=64, ge=1)
     max_kept_per_tenant: ByteSize | None = Field(default=None, gt=0)
     device: str = "cpu"
+    pipeline_stages: int | None = Field(default=None, ge=1)
+    devices: str | None = Field(default=None, pattern=r"^[\w:]+(,[\w:]+)*$")
+    layers: str | None = Field(default=None, pattern=r"^\d+(,\d+)*$")
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["int8"] | None = None

@@ -9,11 +9,11 @@ import numpy as np
 
 from agentkv.api import Embedding
 from agentkv.engine_thread import EngineThread
-from agentkv.errors import ContextTooLong, InvalidRequest, ServiceClosed
+from agentkv.errors import ContextTooLong, EngineRestarting, InvalidRequest, ServiceClosed
 from agentkv.owner import owner_of
 from agentkv.tokenization import ChatTokenizer
 from agentkv_engine.engine import Engine
-from agentkv_engine.errors import RequestRefused
+from agentkv_engine.errors import RequestRefused, RunnerLost
 from agentkv_engine.request import Output, Request, ReuseMode, StepOutput
 
 _IDS = "embedding-"
@@ -68,6 +68,9 @@ class Embedder:
             return False
         future = self._running.pop(output.request_id, None)
         if future is None or not future.set_running_or_notify_cancel():
+            return True
+        if isinstance(output.error, RunnerLost):
+            future.set_exception(EngineRestarting(str(output.error)))
             return True
         try:
             future.set_result(_embedding(output))

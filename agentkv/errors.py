@@ -6,6 +6,7 @@ AgentKVError
 ├── InvalidRequest           the caller's mistake: HTTP 400
 │   ├── ContextTooLong       the prompt has more tokens than the model or the KV memory can hold
 │   └── TemplateRefused      the model's chat template refuses these messages
+├── EngineRestarting         the engine lost what it was computing and starts again: HTTP 503
 ├── ServiceClosed            the service stopped or its engine failed: HTTP 503
 └── RemoteError              a server answered with an error, or not at all (client side)
 """
@@ -49,6 +50,10 @@ class TemplateRefused(InvalidRequest):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, param="messages", code="template_refused")
+
+
+class EngineRestarting(AgentKVError):
+    """The engine lost what it was computing for a request, and starts again: the same request may be sent anew."""
 
 
 class ServiceClosed(AgentKVError):

@@ -44,6 +44,15 @@ class ServeOptions:
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="Where the model runs: cpu or cuda.", show_default="cpu")
     ] = None
+    pipeline_stages: Annotated[
+        int | None, typer.Option(metavar="STAGES", help="Spread the layers over processes.", show_default="none")
+    ] = None
+    devices: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Of the stages, e.g. 0,1.", show_default="one after the other")
+    ] = None
+    layers: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Of each stage, e.g. 16,16.", show_default="alike")
+    ] = None
     kv_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Most bytes of KV, e.g. 2GiB.", show_default="1GiB")
     ] = None

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from agentkv.embedded import model_name
 from agentkv.embedder import Embedder
 from agentkv.engine_requests import EngineRequests
 from agentkv.engine_thread import EngineThread
-from agentkv.errors import ConfigError, InvalidRequest, ModelError, ServiceClosed
+from agentkv.errors import ConfigError, EngineRestarting, InvalidRequest, ModelError, ServiceClosed
 from agentkv.grammar import GrammarCompiler
 from agentkv.hub import find_model
 from agentkv.keeper import Keeper
@@ -31,9 +32,17 @@ from agentkv.stream import DeltaStream
 from agentkv.texts import Texts
 from agentkv.tokenization import ChatTokenizer
 from agentkv.writers import Writers
-from agentkv_engine.config import EngineConfig
+from agentkv_engine.config import EngineConfig, PipelineConfig
 from agentkv_engine.engine import Engine, MemoryStats
-from agentkv_engine.errors import CheckpointError, DeviceUnavailable, EngineError, OutOfMemory, RequestRefused
+from agentkv_engine.errors import (
+    CheckpointError,
+    DeviceUnavailable,
+    EngineError,
+    OutOfMemory,
+    PipelineRefused,
+    RequestRefused,
+    RunnerLost,
+)
 from agentkv_engine.request import FinishReason, ReuseMode, StepOutput
 from agentkv_engine.reuse import ReuseView
 
@@ -100,7 +109,8 @@ class Service:
 
         Raises:
             ModelError: the model can't be found or served; says what is missing or unsupported.
-            ConfigError: the KV memory holds no block, the device is not here, or the calibration can't be used.
+            ConfigError: the KV memory holds no block, a device is not here, stages can't be made or started, or the
+                calibration can't be used.
             InvalidRequest: the configured selector does not exist.
         """
         config = config or ServiceConfig()
@@ -129,18 +139,22 @@ class Service:
             )
         except CheckpointError as error:
             raise ModelError(str(error)) from error
-        except (DeviceUnavailable, OutOfMemory, RequestRefused) as error:
+        except (DeviceUnavailable, OutOfMemory, PipelineRefused, RequestRefused, RunnerLost) as error:
             raise ConfigError(str(error)) from error
-        keeper.attach(engine, max_bytes=config.kv_memory)
-        return cls(
-            engine,
-            tokenizer,
-            config,
-            model_id=model_name(model),
-            keeper=keeper,
-            recognizer=recognizer,
-            calibration=calibration,
-        )
+        with ExitStack() as undo:
+            undo.callback(engine.close)
+            keeper.attach(engine, max_bytes=config.kv_memory)
+            service = cls(
+                engine,
+                tokenizer,
+                config,
+                model_id=model_name(model),
+                keeper=keeper,
+                recognizer=recognizer,
+                calibration=calibration,
+            )
+            undo.pop_all()
+        return service
 
     def __enter__(self) -> "Service":
         return self
@@ -194,9 +208,11 @@ class Service:
         return self._thread.ask(count)
 
     def health(self) -> dict[str, object]:
-        """What `/health` shows. `status` is `ok`, or `closed` once nothing is served any more."""
+        """What `/health` shows. `status` is `ok`, `restarting` while the engine's processes are started again, or
+        `closed` once nothing is served any more."""
+        ready = "ok" if self._engine.is_ready else "restarting"
         return {
-            "status": "ok" if self._thread.is_running else "closed",
+            "status": ready if self._thread.is_running else "closed",
             "model": self.model_id,
             "running": len(self._running),
             "segments": self._recognizer.num_segments,
@@ -214,6 +230,7 @@ class Service:
     def close(self) -> None:
         """Stop; running chats end with `ServiceClosed`."""
         self._thread.close()
+        self._engine.close()
         self._fail_all(ServiceClosed("the service was closed while this chat ran: start it again and ask again"))
 
     def _admit(self, chat: RunningChat) -> None:
@@ -273,7 +290,8 @@ class Service:
 
     def _take(self, chat: RunningChat, output: StepOutput) -> None:
         if output.error is not None:
-            self._end(chat, InvalidRequest(str(output.error)))
+            lost = isinstance(output.error, RunnerLost)
+            self._end(chat, EngineRestarting(str(output.error)) if lost else InvalidRequest(str(output.error)))
             return
         piece, ended = chat.take(output)
         if output.sources is not None:
@@ -348,9 +366,22 @@ def _engine_config(config: ServiceConfig) -> EngineConfig:
         max_sequences=config.max_sequences,
         context_length=config.context_length,
         device=config.device,
+        pipeline=_pipeline(config),
         dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
         quantization=config.quantization,
         trace_layers=tuple(range(1, 1 + config.trace_layers)),
+    )
+
+
+def _pipeline(config: ServiceConfig) -> PipelineConfig | None:
+    if config.pipeline_stages is None:
+        if config.devices is not None or config.layers is not None:
+            raise ConfigError("devices and layers are those of stages: give --pipeline-stages too")
+        return None
+    return PipelineConfig(
+        num_stages=config.pipeline_stages,
+        devices=tuple(config.devices.split(",")) if config.devices else (),
+        layers=tuple(map(int, config.layers.split(","))) if config.layers else (),
     )
 
 

@@ -20,7 +20,15 @@ from agentkv.api import (
     ToolUse,
     Usage,
 )
-from agentkv.errors import AgentKVError, ContextTooLong, InvalidRequest, RemoteError, ServiceClosed, TemplateRefused
+from agentkv.errors import (
+    AgentKVError,
+    ContextTooLong,
+    EngineRestarting,
+    InvalidRequest,
+    RemoteError,
+    ServiceClosed,
+    TemplateRefused,
+)
 from agentkv.sampling import TokenLogprob
 
 
@@ -214,6 +222,8 @@ def _typed_error(error: dict[str, Any], status: int | None) -> AgentKVError:
             return ContextTooLong(message)
         case "template_refused":
             return TemplateRefused(message)
+        case "engine_restarting":
+            return EngineRestarting(message)
         case "service_closed":
             return ServiceClosed(message)
     if status == 400 or code in _REFUSED:

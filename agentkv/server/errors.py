@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from agentkv.errors import AgentKVError, InvalidRequest, ServiceClosed
+from agentkv.errors import AgentKVError, EngineRestarting, InvalidRequest, ServiceClosed
 from agentkv.server.request_id import HEADER, request_id
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ def from_service_error(error: Exception) -> ApiError:
             return ApiError(400, str(error), param=error.param, code=error.code or "invalid_value")
         case ClientDisconnect():
             return client_gone()
+        case EngineRestarting():
+            return ApiError(503, str(error), code="engine_restarting", headers={"Retry-After": "10"})
         case ServiceClosed():
             return ApiError(503, str(error) or "the service is closed", code="service_closed")
     logger.error("unexpected error while answering request %s", request_id(), exc_info=error)

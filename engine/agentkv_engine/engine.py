@@ -140,7 +140,6 @@ class Engine:
             RunnerLost: they could not be started.
         """
         config = config or EngineConfig()
-        check_device(config)
         revision = f"{directory.resolve()}/{config.quantization}"
         model = _load(directory, config)
         return cls(model, config, revision=revision, eviction=eviction, on_evict=on_evict, on_missing=on_missing)
@@ -413,6 +412,7 @@ def _load(directory: Path, config: EngineConfig) -> Decoder | RemoteModel:
         except ModuleNotFoundError as error:
             raise PipelineRefused(f"a pipeline needs {error.name}: pip install 'agentkv[pipeline]'") from None
         return PipelineModel(directory, config)
+    check_device(config)
     return load_decoder(
         directory,
         dtype=dtype_of(config),

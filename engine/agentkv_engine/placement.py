@@ -1,6 +1,7 @@
 """Where a model runs, and in which numbers."""
 
 import logging
+from collections.abc import Iterable
 
 import torch
 
@@ -17,6 +18,7 @@ def check_device(config: EngineConfig) -> None:
         DeviceUnavailable: it is not, or does not.
     """
     name = config.device
+    _check_quantization(config)
     try:
         torch.empty(0, device=name)
     except (AssertionError, RuntimeError) as error:
@@ -24,9 +26,31 @@ def check_device(config: EngineConfig) -> None:
         raise DeviceUnavailable(
             f"device {name!r} can't be used ({reason}): give cpu, or a device that is here"
         ) from None
-    if config.quantization is not None and torch.device(name).type != "cpu":
+
+
+def check_stage_devices(config: EngineConfig, devices: Iterable[str]) -> None:
+    """The same for devices that other processes will use: nothing is allocated on them here.
+
+    Raises:
+        DeviceUnavailable: one is not here, or does not run what is asked for.
+    """
+    _check_quantization(config)
+    for name in devices:
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise DeviceUnavailable(f"{name!r} is no device: give cpu, or numbers of GPUs (--devices 0,1)") from None
+        here = torch.cuda.device_count()
+        if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= here):
+            raise DeviceUnavailable(
+                f"device {name!r} is not among the {here} GPUs that are here: give others (--devices), or fewer stages"
+            )
+
+
+def _check_quantization(config: EngineConfig) -> None:
+    if config.quantization is not None and torch.device(config.device).type != "cpu":
         raise DeviceUnavailable(
-            f"{config.quantization} weights run on cpu only, not on {name!r}: leave --quantization out"
+            f"{config.quantization} weights run on cpu only, not on {config.device!r}: leave --quantization out"
         )
 
 

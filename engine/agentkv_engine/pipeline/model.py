@@ -12,7 +12,7 @@ from agentkv_engine.pipeline.group import ordered
 from agentkv_engine.pipeline.runner import PipelineRunner
 from agentkv_engine.pipeline.spec import StageSpec
 from agentkv_engine.pipeline.split import split_layers, stage_devices
-from agentkv_engine.placement import dtype_of
+from agentkv_engine.placement import check_stage_devices, dtype_of
 from agentkv_engine.runner.runner import PoolPlan
 
 
@@ -25,6 +25,7 @@ class PipelineModel:
 
     Raises:
         CheckpointError: config.json can't be used.
+        DeviceUnavailable: a stage's device is not here.
         PipelineRefused: the stages can't be made of it.
     """
 
@@ -38,6 +39,7 @@ class PipelineModel:
         self._pipeline: PipelineConfig = config.pipeline
         self._layers = split_layers(config.pipeline, self.config.num_layers)
         self._devices = stage_devices(config.pipeline, config.device)
+        check_stage_devices(config, self._devices)
 
     def start(self, config: EngineConfig, plan: PoolPlan) -> PipelineRunner:
         """See `RemoteModel.start`."""

@@ -138,7 +138,9 @@ class PipelineRunner:
         """See `Runner.wait_until_ready`."""
         with self._changed:
             if self._untold is not None:
-                raise self._take_loss()
+                error, self._untold = self._untold, None
+                self._forget()
+                raise error
             if self._group is None:
                 self._changed.wait(timeout)
             return self._group is not None and self._untold is None
@@ -200,10 +202,10 @@ class PipelineRunner:
         return self._numbers
 
     def _living(self) -> Group:
+        """The stages, once the engine knows of all losses before (`wait_until_ready` tells it)."""
         group = self._group
-        if group is None:
-            with self._changed:
-                raise self._take_loss()
+        if group is None or self._untold is not None:
+            raise self._untold or RunnerLost("the pipeline is started again: ask again soon")
         return group
 
     def _wait_for(self, number: int) -> Any:
@@ -223,14 +225,8 @@ class PipelineRunner:
                     self._arrived[answer.number] = answer
         return self._arrived.pop(number)
 
-    def _take_loss(self) -> RunnerLost:
-        """The loss that the engine has not been told of; from here on nothing is known of the old group."""
-        error = self._untold or RunnerLost("the stages of the pipeline are being started again: ask again soon")
-        self._untold = None
-        self._forget()
-        return error
-
     def _forget(self) -> None:
+        """Nothing has been told to the stages, and nothing is awaited of them."""
         self._told = Told(self._shape.vocab_size)
         self._arrived: dict[int, Any] = {}
         self._step_watch = StepWatch(self._config.grace)

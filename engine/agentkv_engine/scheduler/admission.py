@@ -18,7 +18,7 @@ from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.prefix_index import PrefixEntry, PrefixIndex
 from agentkv_engine.cache.residents import Residents
 from agentkv_engine.config import BLOCK_SIZE
-from agentkv_engine.errors import SelectorFailed
+from agentkv_engine.errors import RunnerLost, SelectorFailed
 from agentkv_engine.request import ReuseMode, TokenSources
 from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView
 from agentkv_engine.runner.observer import Observing
@@ -58,7 +58,7 @@ class Admission:
         seq.residence = residence
         try:
             self._queue_rows(seq)
-        except SelectorFailed:
+        except (RunnerLost, SelectorFailed):
             self.release(seq)
             raise
         return True
@@ -335,6 +335,8 @@ def _ask(question: Callable[..., Answer], *arguments: object) -> Answer:
     """What a selector answers; its own faults end its request, not the engine."""
     try:
         return question(*arguments)
+    except RunnerLost:
+        raise
     except Exception as error:
         raise SelectorFailed(f"the selector raised {type(error).__name__}: {error}") from error
 

@@ -10,7 +10,7 @@ from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.config import BLOCK_SIZE
-from agentkv_engine.errors import ConstraintFailed, EngineError, RequestRefused, SelectorFailed
+from agentkv_engine.errors import ConstraintFailed, EngineError, RequestRefused, RunnerLost, SelectorFailed
 from agentkv_engine.request import FinishReason, ReuseMode, StepOutput, TokenSources
 from agentkv_engine.sampling.result import Sampled
 from agentkv_engine.sampling.sampler import MOST_SCORED_ROWS
@@ -116,10 +116,14 @@ class Scheduler:
     def update(self, schedule: SchedulerOutput, results: Ordered[SeqResult]) -> list[StepOutput]:
         """Take in what a step computed, a result for each scheduled sequence."""
         outputs = self.take_failed()
-        for item, result in zip(schedule.scheduled, results, strict=True):
-            output = self._advance(item, result)
-            if output is not None:
-                outputs.append(output)
+        try:
+            for item, result in zip(schedule.scheduled, results, strict=True):
+                output = self._advance(item, result)
+                if output is not None:
+                    outputs.append(output)
+        except RunnerLost:  # while a selector looked: what is there goes out with what is lost
+            self._failed = outputs
+            raise
         return outputs
 
     def _choose(self, budget: StepBudget) -> dict[Sequence, ScheduledSeq]:
