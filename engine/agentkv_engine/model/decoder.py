@@ -53,16 +53,15 @@ class Decoder(nn.Module):
             pooled.into.add(self.last_states(x, delta, pooled.rows, step.operations))
         return self.logits(x, delta, None if step.ends_early else step.logits_rows, step.operations)
 
-    def hidden(self, step: Step, x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def hidden(self, step: Step, before: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Residual stream of the rows of full depth behind the last layer (where the step ends early, of its
         `logits_rows`), and what the last block adds to it.
 
         Args:
-            x: what comes out of the layers before, where these are a stage's; None begins with the tokens.
+            before: what comes out of the layers before, where these are a stage's; None begins with the tokens.
         """
-        delta = None
-        if x is None:
-            x = self.embedding(step.token_ids_N)
+        delta: Tensor | None = None
+        x = self.embedding(step.token_ids_N) if before is None else before
         for index, layer in enumerate(self.layers):
             num_writing = step.num_writing(index)
             if num_writing == 0:  # every row was shallower: nothing goes on

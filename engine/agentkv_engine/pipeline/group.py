@@ -163,7 +163,7 @@ class Group:
 
 
 def _endpoint(socket: zmq.Socket[bytes]) -> str:
-    return socket.last_endpoint.decode().rstrip("\0")
+    return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
 
 def _spawn(spec: StageSpec) -> subprocess.Popen[bytes]:

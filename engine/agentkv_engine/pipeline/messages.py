@@ -129,7 +129,7 @@ class Look(Message, frozen=True):
     question: Question
     layer: int
     positions: bytes
-    rereads: list[tuple[int, int, list[tuple[int, int]]]]
+    rereads: list[tuple[bytes, list[tuple[int, int]]]]
 
 
 class ReadKV(Message, frozen=True):

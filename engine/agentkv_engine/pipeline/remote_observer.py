@@ -68,7 +68,7 @@ class RemoteObservation:
 
     def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
         """See `Observation.reading`."""
-        told = [(r.positions.start, r.positions.stop, list(r.left_out)) for r in rereads]
+        told = [(_packed(r.positions), list(r.left_out)) for r in rereads]
         since, left_out = (unpack_tensor(t, torch.float32, -1) for t in self._look("reading", layer, (), told).tensors)
         return Reading(since_then_R=since, by_left_out_R=left_out)
 
@@ -85,12 +85,16 @@ class RemoteObservation:
         question: Question,
         layer: int,
         positions: Sequence[int],
-        rereads: Sequence[tuple[int, int, list[tuple[int, int]]]] = (),
+        rereads: Sequence[tuple[bytes, list[tuple[int, int]]]] = (),
     ) -> Reply:
-        packed = pack_stretches(np.asarray(positions, dtype=np.int64))
+        packed = _packed(positions)
         residence = self._observer.tell(self._residence)
         reply = self._observer.stages.ask(
             layer, lambda number, here: Look(number, residence, question, here, packed, list(rereads))
         )
         self._flops += reply.flops
         return reply
+
+
+def _packed(positions: Sequence[int]) -> bytes:
+    return pack_stretches(np.asarray(positions, dtype=np.int64))

@@ -211,7 +211,10 @@ class Stage:
         assert residence.probe is not None, "nothing has been probed"
         observation = LiveObservation(self._observer, residence, residence.probe)
         if order.question == "reading":
-            rereads = [Reread(positions=range(a, b), left_out=tuple(out)) for a, b, out in order.rereads]
+            rereads = [
+                Reread(positions=unpack_stretches(packed).tolist(), left_out=tuple(out))
+                for packed, out in order.rereads
+            ]
             reading = observation.reading(order.layer, rereads)
             tensors = [reading.since_then_R, reading.by_left_out_R]
         else:

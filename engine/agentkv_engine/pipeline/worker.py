@@ -70,10 +70,9 @@ def _serve(spec: StageSpec, context: zmq.Context[Any], keys: GroupKeys, answers:
 
 def _meet(spec: StageSpec) -> None:
     """Neighbours find each other, and pass a number once around: connections are made before the first step."""
-    store = dist.FileStore(spec.meeting, spec.num_stages)
     dist.init_process_group(
         spec.backend,
-        store=store,
+        init_method=f"file://{spec.meeting}",
         rank=spec.stage,
         world_size=spec.num_stages,
         timeout=PATIENCE,
