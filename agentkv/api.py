@@ -67,7 +67,7 @@ class Tool:
     Attributes:
         name: letters, digits, underscores and dashes.
         description: what it does, for the model.
-        parameters: JSON schema of its arguments, an object; None takes any object.
+        parameters: JSON schema of its arguments, an object; None where it takes none.
         strict: hold the arguments to the schema also where the model is free to call or not.
     """
 
@@ -75,6 +75,11 @@ class Tool:
     description: str = ""
     parameters: Mapping[str, Any] | None = None
     strict: bool = False
+
+    @property
+    def arguments_schema(self) -> Mapping[str, Any]:
+        """`parameters`, or the schema of no arguments."""
+        return {"type": "object", "properties": {}} if self.parameters is None else self.parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,6 @@ from typing import Any
 from agentkv.api import ChatMessage, Tool
 from agentkv.dialect.tool_dialect import ToolDialect
 
-_NO_ARGUMENTS = {"type": "object", "properties": {}}
-
 
 def tool_definitions(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """Tools as OpenAI's API has them, which is also what chat templates read."""
@@ -19,7 +17,7 @@ def tool_definitions(tools: Sequence[Tool]) -> list[dict[str, Any]]:
             "function": {
                 "name": tool.name,
                 "description": tool.description,
-                "parameters": dict(_NO_ARGUMENTS if tool.parameters is None else tool.parameters),
+                "parameters": dict(tool.arguments_schema),
             },
         }
         for tool in tools

@@ -50,7 +50,7 @@ class GrammarCompiler:
     def _calls(self, use: ToolUse) -> str:
         tools = use.callable_tools
         for tool in tools:
-            self._check_schema(tool.parameters or {}, "tools", tool.name)
+            self._check_schema(tool.arguments_schema, "tools", tool.name)
         return calls_answer(tools, self._speech.dialect.shape, parallel=use.parallel)
 
     def _check_schema(self, schema: Mapping[str, Any], param: str, name: str) -> None:

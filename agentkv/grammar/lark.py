@@ -9,19 +9,19 @@ from typing import Any
 
 from agentkv.api import Tool
 from agentkv.dialect import CallShape
+from agentkv.grammar.schema import closed
 
 MOST_CALLS = 16
 """Most calls of one reply: a model that would call for ever comes to an end."""
 
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
 def json_text(schema: Mapping[str, Any]) -> str:
     """The expression for JSON of a schema, in the spacing of `json.dumps`: so models write it, and a client that reads
-    and writes it again leaves it as it is."""
+    and writes it again leaves it as it is. Objects hold what they list (see `closed`)."""
     own = schema.get("x-guidance")
-    spaced = {**schema, "x-guidance": {**_SPACING, **(own if isinstance(own, Mapping) else {})}}
+    spaced = {**closed(schema), "x-guidance": {**_SPACING, **(own if isinstance(own, Mapping) else {})}}
     return f"%json {json.dumps(spaced)}"
 
 
@@ -48,7 +48,7 @@ def calls_answer(tools: Sequence[Tool], shape: CallShape, *, parallel: bool) -> 
     rules = [f"answer: call{several}", f"call: {names}"]
     for index, tool in enumerate(tools):
         before = json.dumps(f"{shape.before}{tool.name}{shape.between}")
-        arguments = json_text(_ANY_OBJECT if tool.parameters is None else tool.parameters)
+        arguments = json_text(tool.arguments_schema)
         rules += [
             f"call_{index}: {before} arguments_{index} {json.dumps(shape.after)}",
             f"arguments_{index}: {arguments}",

@@ -6,7 +6,8 @@ itself is the model's reply, decoded under the server's constraint.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import openai
 import pytest
@@ -18,6 +19,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph_supervisor import create_supervisor
 from langgraph_swarm import create_handoff_tool, create_swarm
+from pydantic import BaseModel
 
 from agentkv.embedded import model_directory
 from agentkv.service import Service
@@ -47,8 +49,6 @@ class Routed(ChatOpenAI):
         payload = super()._get_request_payload(*args, **kwargs)
         if payload.get("tools"):
             names = [tool["function"]["name"] for tool in payload["tools"]]
-            for each in payload["tools"]:  # or the small model would go on inventing arguments
-                each["function"]["parameters"]["additionalProperties"] = False
             step = _calls_of_turn(payload["messages"], names)
             chosen = self.route[step] if step < len(self.route) else None
             payload["tool_choice"] = {"type": "function", "function": {"name": chosen}} if chosen else "none"
@@ -140,29 +140,60 @@ def test_exact_says_what_full_prefill_says_and_reuse_happens(build: Callable[[Ro
     assert screened.total.share > prefixes.total.share
 
 
+class Place(BaseModel):
+    """Where Karl is."""
+
+    place: Literal["hut", "market", "terrace"]
+
+
 def test_the_openai_sdk(url: str) -> None:
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        answers = {mode: _conversation(client, mode) for mode in ("off", "exact", "screened")}
-    texts = {mode: [text for text, _ in replies] for mode, replies in answers.items()}
-    assert texts["exact"] == texts["off"]
-    cached = {mode: [tokens for _, tokens in replies] for mode, replies in answers.items()}
-    assert cached["off"] == [0, 0, 0]
-    assert cached["exact"][2] > 300, "the analyst's second turn reads its first"
+        told = {mode: _conversation(client, mode) for mode in ("off", "exact", "screened")}
+    assert [each.said for each in told["exact"]] == [each.said for each in told["off"]]
+    for mode, replies in told.items():
+        print(f"\nopenai, {mode}: " + ", ".join(f"{each.agent} {each.cached / each.prompt:.0%}" for each in replies))
+    cached = {mode: [each.cached for each in replies] for mode, replies in told.items()}
+    assert cached["off"] == [0] * 5
+    assert min(cached["exact"][2:]) > 300, "what the analyst asks later, by whatever helper, reads its first prompt"
     assert cached["screened"][1] > 200, "the writer reads the reports that the analyst has read"
 
 
-def _conversation(client: openai.OpenAI, mode: str) -> list[tuple[str, int]]:
-    """Analyst, writer, and the analyst again: replies and cached tokens."""
-    thread: list[Any] = [{"role": "user", "content": each.content, "name": each.name} for each in REPORTS]
-    replies: list[tuple[str, int]] = []
+@dataclass(frozen=True)
+class Told:
+    """A reply, and how many of its prompt's tokens were read."""
+
+    agent: str
+    said: object
+    cached: int
+    prompt: int
+
+
+def _conversation(client: openai.OpenAI, mode: str) -> list[Told]:
+    """Analyst, writer, and the analyst again; then by the helpers for streams and for parsed replies."""
+    told = []
     for role, question in (("analyst", QUESTIONS[0]), ("writer", QUESTIONS[0]), ("analyst", QUESTIONS[1])):
-        reply = client.chat.completions.create(
-            model=MODEL,
-            messages=[{"role": "system", "content": CANONICAL[role]}, *thread, {"role": "user", "content": question}],
-            max_tokens=48,
-            extra_body={"agentkv": {"reuse": mode}, "cache_salt": f"sdk-{mode}"},
-        )
-        assert reply.usage is not None
-        assert reply.usage.prompt_tokens_details is not None
-        replies.append((reply.choices[0].message.content or "", reply.usage.prompt_tokens_details.cached_tokens or 0))
-    return replies
+        reply = client.chat.completions.create(**_asking(role, question, mode))
+        told.append(_told(role, reply))
+    with client.chat.completions.stream(**_asking("analyst", QUESTIONS[1], mode)) as stream:
+        pieces = "".join(event.delta for event in stream if event.type == "content.delta")
+        streamed = stream.get_final_completion()
+    assert pieces == streamed.choices[0].message.content == told[2].said
+    told.append(_told("analyst", streamed))
+    parsed = client.chat.completions.parse(**_asking("analyst", "Where is Karl?", mode), response_format=Place)
+    assert isinstance(parsed.choices[0].message.parsed, Place)
+    return [*told, _told("analyst", parsed)]
+
+
+def _asking(role: Any, question: str, mode: str) -> dict[str, Any]:
+    thread: list[Any] = [{"role": "user", "content": each.content, "name": each.name} for each in REPORTS]
+    return {
+        "model": MODEL,
+        "messages": [{"role": "system", "content": CANONICAL[role]}, *thread, {"role": "user", "content": question}],
+        "max_tokens": 48,
+        "extra_body": {"agentkv": {"reuse": mode}, "cache_salt": f"sdk-{mode}"},
+    }
+
+
+def _told(agent: str, reply: Any) -> Told:
+    usage = reply.usage
+    return Told(agent, reply.choices[0].message.content, usage.prompt_tokens_details.cached_tokens, usage.prompt_tokens)

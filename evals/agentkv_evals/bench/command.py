@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from agentkv.api import Reuse
+
 bench = typer.Typer(no_args_is_help=True, help="Measure speed: both arms of a comparison in one run, interleaved.")
 
 
@@ -223,16 +225,17 @@ def serve(
 @bench.command()
 def server(
     length: Annotated[int, typer.Option(min=64, metavar="TOKENS", help="Length of the conversation.")] = 4096,
+    reuse: Annotated[Reuse, typer.Option(help="How much kept KV the chats may read.")] = Reuse.EXACT,
     rounds: Rounds = 5,
     seed: Seed = 0,
     json_file: File = None,
 ) -> None:
-    """First token over HTTP and in process, with the model of the repository."""
+    """What the server adds to its engine's time to first token, with the model of the repository."""
     from rich.console import Console  # noqa: PLC0415
 
     from agentkv_evals.bench.server import run_server  # noqa: PLC0415
 
-    run_server(length=length, rounds=rounds, seed=seed, json_file=json_file, console=Console())
+    run_server(length=length, reuse=reuse, rounds=rounds, seed=seed, json_file=json_file, console=Console())
 
 
 @bench.command()

@@ -1,6 +1,8 @@
-"""`agentkv bench server`: time to first token at an HTTP client, against the same chat in process, arms interleaved.
+"""`agentkv bench server`: time to first token at an HTTP client, against the engine's own and the same chat in process.
 
-The server is a process of its own, with an engine of its own; while one arm runs, the other's engine is idle.
+The server is a process of its own, with an engine of its own; while one arm runs, the other's engine is idle. What the
+server adds is told by one and the same chat: what its client saw, less what its engine took from the moment it admitted
+the request (whose conversation was tokenised, and its kept texts recognised, before) to its first token.
 """
 
 import json
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +22,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from agentkv.api import ChatMessage, ChatRequest, ChatService
+from agentkv.api import ChatMessage, ChatRequest, ChatService, Reuse
 from agentkv.client import Client
 from agentkv.config import ServiceConfig
 from agentkv.embedded import model_directory
@@ -32,11 +35,41 @@ _START_SECONDS = 300
 _KV_MEMORY = "512MiB"
 
 
-def run_server(*, length: int, rounds: int, seed: int, json_file: Path | None, console: Console) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Times of one chat, in milliseconds.
+
+    Attributes:
+        in_process: first text of the same chat in this process.
+        client: first text at the HTTP client.
+        server: first token, by the server's clock, from the parsed request on.
+        engine: first token, from the engine's admission on.
+    """
+
+    in_process: float
+    client: float
+    server: float
+    engine: float
+
+    @property
+    def added(self) -> float:
+        """What the server adds to its engine: everything between the client and the admitted request, and back."""
+        return self.client - self.engine
+
+    @property
+    def transported(self) -> float:
+        """The part of it outside the service: HTTP, JSON and events."""
+        return self.client - self.server
+
+
+def run_server(
+    *, length: int, reuse: Reuse, rounds: int, seed: int, json_file: Path | None, console: Console
+) -> dict[str, Any]:
     """Measure; returns the figures.
 
     Args:
         length: tokens of the conversation, about.
+        reuse: of all chats.
         rounds: timed rounds; one more is dropped. In each, both arms ask a conversation that is new to them (`first
             turn`: all of it is prefilled), then ask on (`next turn`: all but the question is read from the prefix).
         seed: of the conversations.
@@ -47,36 +80,49 @@ def run_server(*, length: int, rounds: int, seed: int, json_file: Path | None, c
     if json_file is not None and not json_file.parent.is_dir():
         raise ConfigError(f"can't write {json_file}: make the folder {json_file.parent} first")
     config = ServiceConfig.from_values(kv_memory=_KV_MEMORY)
-    timings: dict[str, list[tuple[float, float, float]]] = {"first turn": [], "next turn": []}
+    samples: dict[str, list[Sample]] = {"first turn": [], "next turn": []}
     num_tokens = 0
-    with _server() as url, Service.open(model_directory(), config) as service, Client(url) as client:
+    with running_server() as url, Service.open(model_directory(), config) as service, Client(url) as client:
         for number in range(rounds + 1):  # the first is dropped
             messages = _conversation(service, length, random.Random(seed * 1000 + number))
-            for turn, records in timings.items():
+            for turn, taken in samples.items():
                 arms: dict[str, ChatService] = {"in process": service, "over HTTP": client}
                 order = sorted(arms, reverse=bool(number % 2))
-                times = {name: _first_token(arms[name], messages) for name in order}
-                http, own = times["over HTTP"]
-                records.append((times["in process"][0], http, own))
+                times = {name: _first_token(arms[name], messages, reuse) for name in order}
+                client_ms, server_ms, engine_ms = times["over HTTP"]
+                taken.append(
+                    Sample(in_process=times["in process"][0], client=client_ms, server=server_ms, engine=engine_ms)
+                )
                 messages = (*messages, *_question(turn))
             num_tokens = len(service.texts.tokenize(messages))
-    figures = {turn: _figures(records[1:]) for turn, records in timings.items()}
-    console.print(_table(figures, num_tokens, rounds))
-    content = {"tokens": num_tokens, "rounds": rounds, "seed": seed, "environment": environment(), "turns": figures}
+    for taken in samples.values():
+        del taken[0]
+    title = f"time to first token, {num_tokens} tokens, {reuse}, {rounds} rounds: medians (min..max), ms"
+    console.print(_table(samples, title))
+    content = {"tokens": num_tokens, "reuse": str(reuse), "rounds": rounds, "seed": seed, "environment": environment()}
+    content["turns"] = {turn: [asdict(each) for each in taken] for turn, taken in samples.items()}
+    content["added_ms_median"] = {turn: median(each.added for each in taken) for turn, taken in samples.items()}
     if json_file is not None:
         json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content
 
 
 @contextmanager
-def _server() -> Iterator[str]:
-    """`agentkv serve` on a free port, once it is ready."""
+def running_server(*options: str) -> Iterator[str]:
+    """The URL of an `agentkv serve` on a free port, once it is ready.
+
+    Args:
+        options: of the command, beside those of its port and memory.
+
+    Raises:
+        ConfigError: it does not start.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program = "from agentkv.cli import main; main()"
     command = [sys.executable, "-c", program, "serve", "--port", str(port), "--no-access-log"]
-    process = subprocess.Popen([*command, "--kv-memory", _KV_MEMORY], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "--kv-memory", _KV_MEMORY, *options], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + _START_SECONDS
@@ -116,9 +162,9 @@ def _question(turn: str) -> tuple[ChatMessage, ...]:
     )
 
 
-def _first_token(service: ChatService, messages: tuple[ChatMessage, ...]) -> tuple[float, float]:
-    """Seconds to the first text, as the caller sees it, and to the first token, as the service says."""
-    request = ChatRequest(messages=messages, max_tokens=4)
+def _first_token(service: ChatService, messages: tuple[ChatMessage, ...], reuse: Reuse) -> tuple[float, float, float]:
+    """Milliseconds to the first text as the caller sees it, and to the first token as the service and its engine do."""
+    request = ChatRequest(messages=messages, max_tokens=4, reuse=reuse)
     started = time.perf_counter()
     first = usage = None
     for delta in service.submit(request):
@@ -128,27 +174,23 @@ def _first_token(service: ChatService, messages: tuple[ChatMessage, ...]) -> tup
     assert first is not None, "the chat ended without a delta"
     assert usage is not None, "the chat ended without usage"
     assert usage.ttft is not None, "the chat ended before its first token"
-    return first, usage.ttft
+    assert usage.queue is not None, "the chat was never admitted"
+    return 1e3 * first, 1e3 * usage.ttft, 1e3 * (usage.ttft - usage.queue)
 
 
-def _figures(records: list[tuple[float, float, float]]) -> dict[str, Any]:
-    return {
-        "in_process_ms": [1e3 * process for process, _, _ in records],
-        "http_ms": [1e3 * http for _, http, _ in records],
-        "own_ms": [1e3 * own for _, _, own in records],
-        "in_process_ms_median": 1e3 * median(process for process, _, _ in records),
-        "http_ms_median": 1e3 * median(http for _, http, _ in records),
-        "overhead_ms_median": 1e3 * median(http - own for _, http, own in records),
-        "difference_ms_median": 1e3 * median(http - process for process, http, _ in records),
-    }
-
-
-def _table(figures: dict[str, dict[str, Any]], num_tokens: int, rounds: int) -> Table:
-    title = f"time to first token, {num_tokens} tokens, medians of {rounds} rounds (ms)"
+def _table(samples: dict[str, list[Sample]], title: str) -> Table:
     table = Table(title=title)
-    for name in ("turn", "in process", "over HTTP", "HTTP - in process", "HTTP - server's own TTFT"):
+    for name in ("turn", "in process", "client", "engine", "client / engine", "added", "of it transport"):
         table.add_column(name, justify="left" if name == "turn" else "right")
-    for turn, each in figures.items():
-        names = ("in_process_ms_median", "http_ms_median", "difference_ms_median", "overhead_ms_median")
-        table.add_row(turn, *(f"{each[name]:.1f}" for name in names))
+    for turn, taken in samples.items():
+        added = [each.added for each in taken]
+        table.add_row(
+            turn,
+            f"{median(each.in_process for each in taken):.1f}",
+            f"{median(each.client for each in taken):.1f}",
+            f"{median(each.engine for each in taken):.1f}",
+            f"{median(each.client / each.engine for each in taken):.3f}",
+            f"{median(added):.1f} ({min(added):.1f}..{max(added):.1f})",
+            f"{median(each.transported for each in taken):.1f}",
+        )
     return table
