@@ -5,7 +5,7 @@ request. Entries hold what the key table holds for their 16 positions, and keep 
 """
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -40,6 +40,24 @@ class PrefixEntry:
     keeper_id: int
 
 
+class BlockChain:
+    """The blocks of one sequence's token ids and their digests, each made when it is first asked for and then kept: ids
+    are only ever appended, and a waiting chat asks again at every step."""
+
+    def __init__(self, root: Digest) -> None:
+        self._root = root
+        self._links: list[tuple[Digest, bytes]] = []
+
+    def of(self, token_ids: Sequence[int], num_tokens: int | None = None) -> Iterator[tuple[Digest, bytes]]:
+        """Digest and ids of each full block among the first `num_tokens` ids; None takes all."""
+        for number in range((len(token_ids) if num_tokens is None else num_tokens) // BLOCK_SIZE):
+            if number == len(self._links):
+                block = array("q", token_ids[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE]).tobytes()
+                before = self._links[-1][0] if self._links else self._root
+                self._links.append((blake2b(before + block, digest_size=16).digest(), block))
+            yield self._links[number]
+
+
 class PrefixIndex:
     """Finds the longest known prefix of a prompt, block by block."""
 
@@ -52,11 +70,15 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._exact) + len(self._screened)
 
-    def match(self, token_ids: Sequence[int], tenant: str, *, rule: str | None) -> list[PrefixEntry]:
+    def chain(self, tenant: str) -> BlockChain:
+        """The chain of a new sequence of this tenant."""
+        return BlockChain(blake2b(f"{self._model}\0{tenant}".encode(), digest_size=16).digest())
+
+    def match(self, blocks: Iterable[tuple[Digest, bytes]], *, rule: str | None) -> list[PrefixEntry]:
         """Entries of the longest known prefix. At each block the exact entry if there is one, else the screened one
         that the same rule has repaired; None takes exact ones only."""
         found: list[PrefixEntry] = []
-        for digest, block in self._chain(token_ids, tenant):
+        for digest, block in blocks:
             entry = self._exact.get(digest) or (self._screened.get((digest, rule)) if rule is not None else None)
             if entry is None or entry.token_ids != block:
                 break
@@ -67,8 +89,7 @@ class PrefixIndex:
 
     def insert(
         self,
-        token_ids: Sequence[int],
-        tenant: str,
+        blocks: Iterable[tuple[Digest, bytes]],
         *,
         first_block: int,
         keys: Keys,
@@ -80,8 +101,7 @@ class PrefixIndex:
         """Add the full blocks of a computed sequence, from `first_block` on.
 
         Args:
-            token_ids: all ids that have KV.
-            tenant: whose.
+            blocks: all that have KV, the sequence's first one at their head.
             first_block: blocks before it were added already.
             keys: of the positions of the blocks to add.
             exact_until: all rows before this position are exact.
@@ -89,7 +109,7 @@ class PrefixIndex:
             hops: of the rows that are not exact.
             rule: name of the selector by which they were repaired.
         """
-        chain = list(self._chain(token_ids, tenant))
+        chain = list(blocks)
         behind = _blocks_behind(keys)
         for number in reversed(range(len(chain))):  # the leaf first: it is dropped before what it hangs on
             digest, block = chain[number]
@@ -127,13 +147,6 @@ class PrefixIndex:
     ) -> None:
         keeper_id = self._pool.keep(blocks, lambda: entries.__delitem__(key))
         entries[key] = entry(keeper_id=keeper_id)
-
-    def _chain(self, token_ids: Sequence[int], tenant: str) -> Iterator[tuple[Digest, bytes]]:
-        digest = blake2b(f"{self._model}\0{tenant}".encode(), digest_size=16).digest()
-        for start in range(0, len(token_ids) - BLOCK_SIZE + 1, BLOCK_SIZE):
-            block = array("q", token_ids[start : start + BLOCK_SIZE]).tobytes()
-            digest = blake2b(digest + block, digest_size=16).digest()
-            yield digest, block
 
 
 def _blocks_behind(keys: Keys) -> list[set[int]]:

@@ -15,7 +15,7 @@ import numpy as np
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT, KeyTable
 from agentkv_engine.cache.levels import Levels
-from agentkv_engine.cache.prefix_index import PrefixEntry, PrefixIndex
+from agentkv_engine.cache.prefix_index import BlockChain, PrefixEntry, PrefixIndex
 from agentkv_engine.cache.residents import Residents
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import RunnerLost, SelectorFailed
@@ -101,8 +101,7 @@ class Admission:
         residence = seq.held
         first, end = residence.num_indexed, num_tokens // BLOCK_SIZE
         self._prefixes.insert(
-            seq.token_ids[:num_tokens],
-            seq.request.tenant,
+            self._blocks(seq).of(seq.token_ids, num_tokens),
             first_block=first,
             keys=residence.table.copy_out(first * BLOCK_SIZE, end * BLOCK_SIZE),
             exact_until=residence.exact_until,
@@ -117,7 +116,12 @@ class Admission:
         if mode is ReuseMode.OFF or seq.reuse_given_up:
             return []
         rule = seq.request.selector.name if mode is ReuseMode.SCREENED and seq.request.selector is not None else None
-        return self._prefixes.match(seq.token_ids, seq.request.tenant, rule=rule)
+        return self._prefixes.match(self._blocks(seq).of(seq.token_ids), rule=rule)
+
+    def _blocks(self, seq: Sequence) -> BlockChain:
+        if seq.blocks is None:
+            seq.blocks = self._prefixes.chain(seq.request.tenant)
+        return seq.blocks
 
     def _fetch(self, seq: Sequence) -> bool:
         """Have residents that left the pool brought back; False where the prompt would not fit beside them."""

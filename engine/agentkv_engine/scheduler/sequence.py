@@ -9,6 +9,7 @@ import torch
 
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT, KeyTable
+from agentkv_engine.cache.prefix_index import BlockChain
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.model.pooled import PooledStates
 from agentkv_engine.request import FinishReason, Request, TokenSources
@@ -189,6 +190,7 @@ class Sequence:
         num_computed: leading positions that have final keys.
         prompt_logprobs: of the prompt's tokens so far, from its second on; survive a preemption.
         states: the mean of the prompt's last hidden states so far, where it is asked for instead of tokens.
+        blocks: digests of its blocks, once they were asked for.
         admitted_at: when it was first admitted, as `time.perf_counter()`.
     """
 
@@ -214,6 +216,7 @@ class Sequence:
     row_layers: Counter[str] = field(default_factory=Counter)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     states: PooledStates | None = None
+    blocks: BlockChain | None = None
     admitted_at: float | None = None
 
     @property

@@ -1,6 +1,9 @@
 """The prefix index in the engine: what is found again, by whom, and what must never be."""
 
+from hashlib import blake2b
+
 from agentkv.screening.selectors.registry import parse_selector
+from agentkv_engine.cache import prefix_index
 from agentkv_engine.request import Request, ReuseMode, SamplingParams
 from engine_driver import ONE, FixedPlan, engine_of, keep, prompt_of, run, screened, span_of
 
@@ -98,4 +101,22 @@ def test_leaves_of_the_prefix_index_go_before_their_roots(decoder) -> None:
     for left in range(9, 0, -1):
         victim = next(iter(engine._pool.policy.candidates()))
         engine._pool.drop(victim)
-        assert len(engine._prefixes.match(prompt, "", rule=None)) == left
+        assert len(engine._prefixes.match(engine._prefixes.chain("").of(prompt), rule=None)) == left
+
+
+def test_a_waiting_chat_hashes_each_block_once(decoder, monkeypatch) -> None:
+    hashed = 0
+
+    def counting(*arguments, **options):
+        nonlocal hashed
+        hashed += 1
+        return blake2b(*arguments, **options)
+
+    monkeypatch.setattr(prefix_index, "blake2b", counting)
+    engine = engine_of(decoder, 12)  # room for one of the two
+    for number, seed in enumerate((58, 59)):
+        prompt = prompt_of(96, seed=seed)
+        engine.add(Request(request_id=str(number), token_ids=prompt, sampling=SamplingParams(max_tokens=40)))
+    while engine.has_work:
+        engine.step()
+    assert hashed <= 2 * (1 + 136 // 16)  # a root and its blocks, each
