@@ -271,6 +271,45 @@ def engine(
 
 
 @bench.command()
+def reuse(
+    model_shape: ModelShape = Shape.SMALL,
+    length: Annotated[
+        int, typer.Option(min=256, metavar="TOKENS", help="Of the critic's prompt; most of others.")
+    ] = 4096,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Recorded conversations, too.", show_default="none"),
+    ] = None,
+    traces: Annotated[int, typer.Option(min=1, help="Conversations of the file.")] = 1,
+    selector: Annotated[str, typer.Option(metavar="RULE", help="Rule of the screened arm.")] = "reading_change(0.3)",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each arm.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
+    kv_memory: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of KV.")] = "3GiB",
+    seed: Seed = 0,
+    json_file: File = None,
+) -> None:
+    """Five agents that read each other, on CPU: time to first token by way of reuse, and what it goes into."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from agentkv_evals.bench.reuse_run import ReuseSettings, run_reuse  # noqa: PLC0415
+
+    settings = ReuseSettings(
+        shape=model_shape.value,
+        length=length,
+        trace_file=trace,
+        num_traces=traces,
+        selector=selector,
+        dtype=dtype,
+        rounds=rounds,
+        threads=threads,
+        kv_memory=kv_memory,
+        seed=seed,
+    )
+    run_reuse(settings, json_file=json_file, console=Console())
+
+
+@bench.command()
 def peers(
     url: Annotated[str, typer.Option(help="The agentkv server.")] = "http://127.0.0.1:8000",
     peer: Annotated[

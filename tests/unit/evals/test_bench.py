@@ -13,6 +13,7 @@ from agentkv_evals.bench.engine_run import run_engine
 from agentkv_evals.bench.model_pair import model_pair
 from agentkv_evals.bench.peers_run import NUM_CLIENTS, run_peers
 from agentkv_evals.bench.rates import Rates, floor_seconds
+from agentkv_evals.bench.reuse_run import ReuseSettings, run_reuse
 from agentkv_evals.bench.run import Settings, run_benchmark
 from fakes import FakeService, running_server
 
@@ -130,3 +131,30 @@ def test_peers_get_the_same_prompts() -> None:
             ask(first, one)
     with pytest.raises(RemoteError, match="did not answer"):
         ask(first, one)
+
+
+def test_reuse_tells_where_the_time_before_the_rows_goes(tmp_path) -> None:
+    file = tmp_path / "figures.json"
+    settings = ReuseSettings(
+        shape="small",
+        length=400,
+        trace_file=None,
+        num_traces=1,
+        selector="query_attention(0.2)",
+        dtype="float32",
+        rounds=1,
+        threads=1,
+        kv_memory="64MiB",
+        seed=0,
+    )
+    out = io.StringIO()
+    result = run_reuse(settings, json_file=file, console=Console(file=out))
+    assert json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(result))
+    (turns,) = result["loads"].values()
+    assert [turn["agent"] for turn in turns[:3]] == ["researcher_1", "researcher_2", "researcher_3"]
+    assert all(turn["reused"] == 0 for turn in turns[:3])
+    critic = turns[3]
+    assert critic["reused"] > critic["repaired"] > 0
+    assert all(seconds > 0 for seconds in critic["phases_s"][0].values())
+    assert sum(critic["shares"].values()) < 1
+    assert "at most 5% is wanted" in out.getvalue()

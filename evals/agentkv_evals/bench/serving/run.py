@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,15 @@ from rich.console import Console
 
 from agentkv.api import Reuse
 from agentkv.config import ServiceConfig
-from agentkv.embedded import model_directory
 from agentkv.errors import ConfigError
-from agentkv.keeper import Keeper
 from agentkv.screening.selectors.registry import parse_selector
-from agentkv.segment import Recognizer
 from agentkv.service import Service
 from agentkv.tokenization import ChatTokenizer
-from agentkv_engine.config import EngineConfig
-from agentkv_engine.engine import Engine
+from agentkv_evals.bench.random_service import random_service
 from agentkv_evals.bench.serving.conversations import Conversation, Load, Lot, Maker, replays
 from agentkv_evals.bench.serving.drive import Arm, drive
 from agentkv_evals.bench.serving.figures import Cell, ceiling, cell_of, is_sustained, summary, table_of, together
-from agentkv_evals.bench.shapes import SHAPES, device_dtype, random_decoder
+from agentkv_evals.bench.shapes import device_dtype
 from agentkv_evals.comparison.environment import environment
 from agentkv_evals.replay.trace import read_traces
 
@@ -172,12 +168,7 @@ def _summarise(
     return told
 
 
-@contextmanager
-def _service(settings: ServeSettings) -> Iterator[tuple[Service, ChatTokenizer]]:
-    """A service over random weights of a shape, with the repository's tokenizer and a vocabulary of its size."""
-    tokenizer = ChatTokenizer.from_directory(model_directory())
-    dtype = device_dtype(settings.device)
-    shape = replace(SHAPES[settings.shape], vocab_size=tokenizer.num_tokens)
+def _service(settings: ServeSettings) -> AbstractContextManager[tuple[Service, ChatTokenizer]]:
     config = ServiceConfig.from_values(
         kv_memory=settings.kv_memory,
         host_kv_memory=settings.host_kv_memory,
@@ -185,30 +176,7 @@ def _service(settings: ServeSettings) -> Iterator[tuple[Service, ChatTokenizer]]
         max_rows_per_step=1024 if settings.device == "cpu" else 2048,
         device=settings.device,
     )
-    recognizer = Recognizer(min_tokens=config.min_segment_tokens)
-    policy = Keeper.eviction_policy()
-    keeper = Keeper(recognizer, policy)
-    engine = Engine(
-        random_decoder(shape, dtype=dtype, device=settings.device, seed=settings.seed),
-        EngineConfig(
-            kv_memory=config.kv_memory,
-            host_kv_memory=config.host_kv_memory,
-            max_rows_per_step=config.max_rows_per_step,
-            max_sequences=config.max_sequences,
-            device=config.device,
-            dtype=dtype,
-            trace_layers=tuple(range(1, 1 + config.trace_layers)),
-        ),
-        revision=f"random {settings.shape}",
-        eviction=policy,
-        on_evict=keeper.evicted,
-        on_missing=keeper.missing,
-    )
-    keeper.attach(engine, max_bytes=config.kv_memory)
-    with Service(
-        engine, tokenizer, config, model_id=f"random {settings.shape}", keeper=keeper, recognizer=recognizer
-    ) as service:
-        yield service, tokenizer
+    return random_service(settings.shape, config, dtype=device_dtype(settings.device), seed=settings.seed)
 
 
 def _makers(settings: ServeSettings, tokenizer: ChatTokenizer) -> dict[str, Make]:
