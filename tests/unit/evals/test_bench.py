@@ -39,6 +39,13 @@ def test_both_arms_are_measured_and_written(tmp_path) -> None:
     assert full["times_faster_median"] == 1
 
 
+def test_what_is_reused_comes_from_host_memory(tmp_path) -> None:
+    full, here, from_host = run_small(tmp_path, from_host=True)["arms"]
+    assert (full["restored"], here["restored"]) == (0, 0)
+    assert from_host["restored"] == from_host["reused"] + from_host["repaired"] > 200
+    assert from_host["row_layers"] == here["row_layers"]
+
+
 def test_a_prompt_beyond_the_context_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="131072"):
         run_small(tmp_path, lengths=(131_072,))
