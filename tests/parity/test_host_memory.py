@@ -8,54 +8,19 @@ import torch
 
 from agentkv.screening.selectors.reading_change import ReadingChange
 from agentkv_engine.config import EngineConfig
-from agentkv_engine.engine import Engine, HostResident
+from agentkv_engine.engine import Engine
 from agentkv_engine.errors import OutOfMemory, RequestRefused, UnknownHandle
 from agentkv_engine.model.checkpoint import load_decoder
 from agentkv_engine.reuse import Resident
-from engine_driver import ALL_TRACED, FixedPlan, block_bytes_of, keep, prompt_of, run, screened, span_of
+from engine_driver import FixedPlan, block_bytes_of, prompt_of, run, screened, span_of
+from host_driver import AUTHOR, OTHER, Host
 
-AUTHOR, OTHER = prompt_of(100, seed=1), prompt_of(60, seed=2)
 PROMPT = prompt_of(21, seed=3) + AUTHOR[10:90] + prompt_of(9, seed=4) + OTHER[5:50] + prompt_of(7, seed=5)
 
 
 @pytest.fixture(scope="module")
 def decoder(small_model):
     return load_decoder(small_model("qwen2"), dtype=torch.float32, device="cpu")
-
-
-class Host:
-    """What the middleware does: what leaves the pool goes to host memory, and comes back when it is missing."""
-
-    def __init__(self, decoder, *, blocks: int, host_blocks: int, **options: Any) -> None:
-        self.below: dict[int, HostResident] = {}
-        self.came_up: list[Resident] = []
-        block = block_bytes_of(decoder)
-        self.engine = Engine(
-            decoder,
-            EngineConfig(
-                kv_memory=blocks * block, host_kv_memory=host_blocks * block, trace_layers=ALL_TRACED, **options
-            ),
-            on_evict=self.evicted,
-            on_missing=self.missing,
-        )
-
-    def evicted(self, handle: int) -> None:
-        copy = self.engine.offload(handle)
-        if copy is not None:
-            self.below[handle] = copy
-
-    def missing(self, handles: Sequence[int]) -> None:
-        self.came_up += self.engine.restore([self.below[handle] for handle in handles])
-
-    def keep_both(self) -> tuple[Resident, Resident]:
-        first = keep(self.engine, AUTHOR, 10, 90, tenant="a")
-        self.engine.release_finished()
-        return first, keep(self.engine, OTHER, 5, 50, tenant="b")
-
-    def fill(self) -> None:
-        """A prompt that needs the whole pool."""
-        pool = self.engine.memory().num_blocks
-        run(self.engine, screened("big", prompt_of(16 * pool - 1, seed=9)))
 
 
 class Deferred:

@@ -173,6 +173,10 @@ def serve(
         tuple[int, int] | None,
         typer.Option(metavar="FEWEST MOST", help="Tokens of a message.", show_default="300 1500; on cpu 30 90"),
     ] = None,
+    reply_tokens: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="FEWEST MOST", help="Tokens of a reply.", show_default="as of a message"),
+    ] = None,
     talk_rounds: Annotated[int, typer.Option(min=1, help="Rounds of a conversation.")] = 4,
     seconds: Annotated[
         float | None,
@@ -210,6 +214,7 @@ def serve(
         selectors=tuple(selector or ("reading_change(0.05)",)),
         agents=agents,
         tokens=message_tokens or ((30, 90) if on_cpu else (300, 1500)),
+        reply_tokens=reply_tokens,
         talk_rounds=talk_rounds,
         seconds=seconds or (2.5 if on_cpu else 60.0),
         conversations=conversations,

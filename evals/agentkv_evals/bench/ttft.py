@@ -129,7 +129,7 @@ def _engine(
     token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
     engine_config = EngineConfig(
         kv_memory=POOL_PROMPTS * (longest + 64) * token_bytes,
-        host_kv_memory=(longest + NUM_SPANS * BLOCK_SIZE) * token_bytes if shelf is not None else 0,
+        host_kv_memory=5 * (longest + NUM_SPANS * BLOCK_SIZE) * token_bytes // 4 if shelf is not None else 0,
         max_rows_per_step=2 * longest,
         device=device,
         dtype=dtype,

@@ -1,8 +1,8 @@
 """Conversations of several agents, made by lot or recorded: rounds of prompts, each with the replies before it.
 
 Fan-in: agents work side by side on a task, each with a text of its own; then one reads what all of them said.
-All-gather: in every round each agent reads what all have said before. Recorded ones are group chats, one agent after
-the other.
+All-gather: in every round each agent reads what all have found and said before. Recorded ones are group chats, one
+agent after the other.
 """
 
 import random
@@ -66,12 +66,14 @@ class Lot:
     Attributes:
         agents: fewest and most agents.
         tokens: fewest and most tokens of a message.
+        reply_tokens: fewest and most tokens of a reply; None is as many as of a message.
         num_rounds: rounds of a conversation.
         count: tokens of a text.
     """
 
     agents: tuple[int, int]
     tokens: tuple[int, int]
+    reply_tokens: tuple[int, int] | None = None
     num_rounds: int
     count: Callable[[str], int]
 
@@ -97,24 +99,24 @@ class Maker:
         return conversation
 
     def _fan_in(self, conversation: Conversation, lot: random.Random) -> Rounds:
-        """Each round: all but the last agent read the task, what the last one concluded, and a find of their own; then
-        the last reads what they said."""
+        """Each round: all agents but the first read the task, what the first one concluded, and a find of their own;
+        then the first reads what they found and said."""
         agents = self._agents(lot)
-        history = [self._message(lot, "user")]
+        history = [self._message(lot)]
         for _ in range(self._lot.num_rounds):
-            finds = [self._message(lot, "user") for _ in agents[1:]]
+            finds = [self._message(lot, agent) for agent in agents[1:]]
             yield [self._ask(lot, agent, [*history, find]) for agent, find in zip(agents[1:], finds, strict=True)]
-            reports = _reports(agents[1:], conversation.said)
-            yield [self._ask(lot, agents[0], [*history, *reports])]
-            history += _reports(agents[:1], conversation.said)
+            yield [self._ask(lot, agents[0], [*history, *_heard(finds, conversation.said)])]
+            history += _heard([ChatMessage(role="user", content="", name=agents[0])], conversation.said)
 
     def _all_gather(self, conversation: Conversation, lot: random.Random) -> Rounds:
+        """Each round: all agents read the task, what all found and said before, and a find of their own."""
         agents = self._agents(lot)
-        task = self._message(lot, "user")
-        heard: list[ChatMessage] = []
+        history = [self._message(lot)]
         for _ in range(self._lot.num_rounds):
-            yield [self._ask(lot, agent, [task, *heard]) for agent in agents]
-            heard += _reports(agents, conversation.said)
+            finds = [self._message(lot, agent) for agent in agents]
+            yield [self._ask(lot, agent, [*history, find]) for agent, find in zip(agents, finds, strict=True)]
+            history += _heard(finds, conversation.said)
 
     def _agents(self, lot: random.Random) -> list[str]:
         return [f"agent_{number}" for number in range(lot.randint(*self._lot.agents))]
@@ -124,14 +126,18 @@ class Maker:
         duty = random.Random(agent).sample(self._sentences, 8)
         system = ChatMessage(role="system", content=f"You are {agent}. " + " ".join(duty))
         turn = ChatMessage(role="user", content=f"It is your turn, {agent}: say what you make of it.")
-        return Ask(agent=agent, messages=(system, *messages, turn), max_tokens=lot.randint(*self._lot.tokens))
+        return Ask(
+            agent=agent,
+            messages=(system, *messages, turn),
+            max_tokens=lot.randint(*self._lot.reply_tokens or self._lot.tokens),
+        )
 
-    def _message(self, lot: random.Random, role: str) -> ChatMessage:
+    def _message(self, lot: random.Random, name: str | None = None) -> ChatMessage:
         """A text of a length by lot, of sentences by lot."""
         words, wanted = [], lot.randint(*self._lot.tokens) / self._tokens_per_word
         while len(words) < wanted:
             words += lot.choice(self._sentences).split()
-        return ChatMessage(role=role, content=" ".join(words[: max(1, round(wanted))]))
+        return ChatMessage(role="user", name=name, content=" ".join(words[: max(1, round(wanted))]))
 
 
 def replays(traces: Sequence[Trace]) -> Callable[[int, str], Conversation]:
@@ -147,10 +153,11 @@ def replays(traces: Sequence[Trace]) -> Callable[[int, str], Conversation]:
     return make
 
 
-def _reports(agents: Sequence[str], said: Sequence[str]) -> list[ChatMessage]:
-    return [
-        ChatMessage(role="user", content=text, name=agent) for agent, text in zip(agents, said, strict=True) if text
-    ]
+def _heard(finds: Sequence[ChatMessage], said: Sequence[str]) -> list[ChatMessage]:
+    """What agents found, each with what it said of it."""
+    pairs = zip(finds, said, strict=True)
+    messages = (m for find, text in pairs for m in (find, ChatMessage(role="user", content=text, name=find.name)))
+    return [message for message in messages if message.content]
 
 
 def _sentences() -> list[str]:

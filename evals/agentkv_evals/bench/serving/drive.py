@@ -79,9 +79,16 @@ async def drive(
     except TimeoutError:
         pass
     except ExceptionGroup as group_error:
-        raise group_error.exceptions[0] from None
+        raise _first(group_error) from None
     driven.seconds = time.perf_counter() - started
     return driven
+
+
+def _first(error: Exception) -> Exception:
+    """The first of errors that came together."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _converse(service: ChatService, arm: Arm, conversation: Conversation, driven: Driven) -> None:

@@ -44,7 +44,8 @@ class ServeSettings:
         trace_file: recorded ones beside them; None takes none.
         concurrency: conversations at once.
         selectors: rules, each a screened arm beside full and exact.
-        agents, tokens: fewest and most agents of a conversation, tokens of a message.
+        agents, tokens, reply_tokens: fewest and most agents of a conversation, tokens of a message, tokens of a reply
+            (None: as of a message).
         talk_rounds: rounds of a conversation.
         seconds, conversations: a run ends after the one, or after so many of the other.
         rounds: runs of each cell.
@@ -59,6 +60,7 @@ class ServeSettings:
     selectors: tuple[str, ...]
     agents: tuple[int, int]
     tokens: tuple[int, int]
+    reply_tokens: tuple[int, int] | None
     talk_rounds: int
     seconds: float
     conversations: int | None
@@ -79,7 +81,7 @@ def run_serving(settings: ServeSettings, *, json_file: Path | None, console: Con
     Raises:
         AgentKVError: options, files or rules that can't be used.
     """
-    for first, last in (settings.agents, settings.tokens):
+    for first, last in (settings.agents, settings.tokens, settings.reply_tokens or settings.tokens):
         if not 1 <= first <= last:
             raise ConfigError(f"a range from {first} to {last} is empty: give the smaller number, then the larger")
     if json_file is not None and not json_file.parent.is_dir():
@@ -183,6 +185,7 @@ def _makers(settings: ServeSettings, tokenizer: ChatTokenizer) -> dict[str, Make
     lot = Lot(
         agents=settings.agents,
         tokens=settings.tokens,
+        reply_tokens=settings.reply_tokens,
         num_rounds=settings.talk_rounds,
         count=lambda text: len(tokenizer.encode(text)),
     )
