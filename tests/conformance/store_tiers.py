@@ -94,8 +94,9 @@ class FakeHostMemory:
 
     def make(self, num_tokens: int) -> HostResident:
         resident = Resident(handle=len(self.held), token_ids=tuple(range(num_tokens)), exact=True, hops=0)
-        places = np.arange(num_tokens)
-        copy = HostResident(resident=resident, homes_N=places, slots_N=places, num_bytes=num_tokens * TOKEN_BYTES)
+        copy = HostResident(
+            resident=resident, homes_N=np.arange(num_tokens), blocks=(), num_bytes=num_tokens * TOKEN_BYTES
+        )
         self.held.append(copy)
         return copy
 

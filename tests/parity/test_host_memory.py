@@ -30,20 +30,20 @@ class Deferred:
         self._loads: dict[int, list[Callable[[], None]]] = {}
         self.waited: list[int] = []
 
-    @property
-    def is_loading(self) -> bool:
-        return bool(self._loads)
-
     def save(self, copy: Callable[[], None], sources: Sequence[torch.Tensor]) -> None:
         copy()
 
-    def load(self, layer: int, copy: Callable[[], None]) -> None:
+    def load(self, layer: int, copy: Callable[[], None], uses: Sequence[torch.Tensor]) -> None:
         self._loads.setdefault(layer, []).append(copy)
 
     def wait(self, layer: int) -> None:
         for copy in self._loads.pop(layer, ()):
             self.waited.append(layer)
             copy()
+
+    def wait_for_all(self) -> None:
+        for layer in list(self._loads):
+            self.wait(layer)
 
 
 def reader(first: Resident, second: Resident, **options: Any):

@@ -30,13 +30,13 @@ class HostResident:
     Attributes:
         resident: as it was in the pool, and will be again.
         homes_N: positions at which its keys are rotated.
-        slots_N: where it lies in host memory.
+        blocks: where it lies in host memory.
         num_bytes: bytes of its blocks there.
     """
 
     resident: Resident
     homes_N: np.ndarray
-    slots_N: np.ndarray
+    blocks: tuple[int, ...]
     num_bytes: int
 
 
@@ -61,6 +61,7 @@ class HostMemory:
         self._pool = pool
         self._host = pool.of_same_layout(num_blocks, buffer.take)
         self._free = FreeBlocks(num_blocks)
+        self._last: int | None = None
 
     def save(
         self,
@@ -77,48 +78,58 @@ class HostMemory:
         num_blocks = -(-resident.num_tokens // BLOCK_SIZE)
         if num_blocks > len(self._free):
             return None
-        slots_N = slots_of(self._free.take(num_blocks), resident.num_tokens)
+        blocks = self._free.take(num_blocks, behind=self._last)  # neighbours are copied as one
+        self._last = blocks[-1]
         saved = HostResident(
-            resident=resident, homes_N=homes_N, slots_N=slots_N, num_bytes=num_blocks * self._pool.block_bytes
+            resident=resident, homes_N=homes_N, blocks=tuple(blocks), num_bytes=num_blocks * self._pool.block_bytes
         )
         try:
             for layer in range(self._pool.num_layers):
                 parts = self._pool.gather(layer, keys_of_layer[layer], traces_of_layer[layer])
-                self._pool.transfers.save(lambda parts=parts, layer=layer: self._fill(layer, slots_N, parts), parts)
+                self._pool.transfers.save(lambda parts=parts, layer=layer: self._fill(layer, blocks, parts), parts)
         except torch.OutOfMemoryError:  # the device has no room to gather it
             self.free(saved)
             return None
         return saved
 
-    def load(self, items: Sequence[tuple[HostResident, np.ndarray]]) -> None:
-        """Copy residents back into the pool, each to its slots [N] there, layer by layer."""
-        stretches = [each for saved, slots_N in items for each in _stretches(saved.slots_N, slots_N)]
+    def load(self, items: Sequence[HostResident], blocks: Sequence[int]) -> None:
+        """Copy residents back into the pool, one after the other into these blocks of it, layer by layer.
+
+        They come over in few large pieces and are put into their blocks on the device: the pool's are often scattered.
+        """
+        device_blocks = torch.tensor(blocks).to(self._pool.device)
+        pieces = list(_stretches([block for item in items for block in item.blocks]))
         for layer in range(self._pool.num_layers):
-            pairs = tuple(zip(self._host.planes(layer), self._pool.planes(layer), strict=True))
+            planes = tuple(zip(self._host.planes(layer), self._pool.planes(layer), strict=True))
 
-            def copy(pairs: tuple[tuple[Tensor, Tensor], ...] = pairs) -> None:
-                for source, target in pairs:
-                    for first, to, count in stretches:
-                        target[to : to + count].copy_(source[first : first + count], non_blocking=True)
+            def copy(planes: tuple[tuple[Tensor, Tensor], ...] = planes) -> None:
+                for source, target in planes:
+                    host, pool = (plane.unflatten(0, (-1, BLOCK_SIZE)) for plane in (source, target))
+                    staged = pool.new_empty(len(blocks), *pool.shape[1:])
+                    for first, at, count in pieces:
+                        staged[at : at + count].copy_(host[first : first + count], non_blocking=True)
+                    pool.index_copy_(0, device_blocks, staged)
 
-            self._pool.transfers.load(layer, copy)
+            self._pool.transfers.load(layer, copy, (device_blocks,))
 
     def free(self, saved: HostResident) -> None:
         """Give a resident's blocks back; copies under way are not harmed: later ones come after them."""
-        for block in np.unique(saved.slots_N // BLOCK_SIZE).tolist():
+        for block in saved.blocks:
             self._free.add(block)
 
     def check(self, held: Sequence[HostResident]) -> None:
         """Integrity: these residents and the free blocks are all there is; raises AssertionError."""
-        used = [block for saved in held for block in np.unique(saved.slots_N // BLOCK_SIZE).tolist()]
+        used = [block for saved in held for block in saved.blocks]
         assert sorted([*used, *self._free.ids()]) == list(range(self._host.num_blocks)), (
             "host blocks are lost or shared"
         )
 
-    def _fill(self, layer: int, slots_N: np.ndarray, parts: Sequence[Tensor]) -> None:
+    def _fill(self, layer: int, blocks: Sequence[int], parts: Sequence[Tensor]) -> None:
         for target, source in zip(self._host.planes(layer), parts, strict=True):
-            for first, to, count in _stretches(np.arange(len(slots_N)), slots_N):
-                target[to : to + count].copy_(source[first : first + count], non_blocking=True)
+            for first, at, count in _stretches(blocks):
+                piece = source[at * BLOCK_SIZE : (at + count) * BLOCK_SIZE]
+                start = first * BLOCK_SIZE
+                target[start : start + len(piece)].copy_(piece, non_blocking=True)
 
 
 def slots_of(blocks: Sequence[int], num_tokens: int) -> np.ndarray:
@@ -126,12 +137,11 @@ def slots_of(blocks: Sequence[int], num_tokens: int) -> np.ndarray:
     return (np.asarray(blocks)[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)[:num_tokens]
 
 
-def _stretches(from_N: np.ndarray, to_N: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Where both run on side by side: (first of the one, first of the other, how many)."""
-    breaks = np.flatnonzero((np.diff(from_N) != 1) | (np.diff(to_N) != 1)) + 1
-    edges = [0, *breaks.tolist(), len(from_N)]
-    for start, end in pairwise(edges):
-        yield int(from_N[start]), int(to_N[start]), end - start
+def _stretches(blocks: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Blocks that follow each other: (the first, its index, how many)."""
+    breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
+    for start, end in pairwise([0, *breaks.tolist(), len(blocks)]):
+        yield blocks[start], start, end - start
 
 
 class _Buffer:

@@ -210,7 +210,7 @@ class Residents:
             slots_of(blocks[end - count : end], item.resident.num_tokens)
             for item, count, end in zip(items, counts, ends.tolist(), strict=True)
         ]
-        self._host.load(list(zip(items, slots, strict=True)))
+        self._host.load(items, blocks)
         for item, here in zip(items, slots, strict=True):
             keys, handle = self._keys_at(here, item.homes_N), item.resident.handle
             self._hold(keys, handle)

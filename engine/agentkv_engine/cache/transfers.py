@@ -14,39 +14,40 @@ from torch import Tensor
 class Transfers(Protocol):
     """Runs copies in the order in which they come. All waiting is the device's: no call waits for a copy to end."""
 
-    @property
-    def is_loading(self) -> bool:
-        """Whether a layer has copies that nobody has waited for."""
-        ...
-
     def save(self, copy: Callable[[], None], sources: Sequence[Tensor]) -> None:
         """Copy from these tensors, which nobody writes any more, to host memory."""
         ...
 
-    def load(self, layer: int, copy: Callable[[], None]) -> None:
-        """Copy from host memory into one layer, after all that the device was given before."""
+    def load(self, layer: int, copy: Callable[[], None], uses: Sequence[Tensor]) -> None:
+        """Copy from host memory into one layer, after all that the device was given before; `uses`: tensors on the
+        device that the copy reads."""
         ...
 
     def wait(self, layer: int) -> None:
         """What comes now finds the loads of this layer done."""
         ...
 
+    def wait_for_all(self) -> None:
+        """What comes now finds all loads done."""
+        ...
+
 
 class InPlace:
     """Copies at once: there is one memory, and nothing to wait for."""
-
-    is_loading = False
 
     def save(self, copy: Callable[[], None], sources: Sequence[Tensor]) -> None:  # noqa: ARG002
         """See `Transfers.save`."""
         copy()
 
-    def load(self, layer: int, copy: Callable[[], None]) -> None:  # noqa: ARG002
+    def load(self, layer: int, copy: Callable[[], None], uses: Sequence[Tensor]) -> None:  # noqa: ARG002
         """See `Transfers.load`."""
         copy()
 
     def wait(self, layer: int) -> None:
         """See `Transfers.wait`."""
+
+    def wait_for_all(self) -> None:
+        """See `Transfers.wait_for_all`."""
 
 
 class SideStream:
@@ -56,20 +57,13 @@ class SideStream:
         self._stream = torch.cuda.Stream(device)
         self._loads: dict[int, list[torch.cuda.Event]] = {}
 
-    @property
-    def is_loading(self) -> bool:
-        """See `Transfers.is_loading`."""
-        return bool(self._loads)
-
     def save(self, copy: Callable[[], None], sources: Sequence[Tensor]) -> None:
         """See `Transfers.save`."""
-        self._issue(copy)
-        for source in sources:
-            source.record_stream(self._stream)
+        self._issue(copy, sources)
 
-    def load(self, layer: int, copy: Callable[[], None]) -> None:
+    def load(self, layer: int, copy: Callable[[], None], uses: Sequence[Tensor]) -> None:
         """See `Transfers.load`."""
-        self._issue(copy)
+        self._issue(copy, uses)
         done = torch.cuda.Event()
         done.record(self._stream)
         self._loads.setdefault(layer, []).append(done)
@@ -79,10 +73,17 @@ class SideStream:
         for event in self._loads.pop(layer, ()):
             torch.cuda.current_stream(self._stream.device).wait_event(event)
 
-    def _issue(self, copy: Callable[[], None]) -> None:
+    def wait_for_all(self) -> None:
+        """See `Transfers.wait_for_all`."""
+        for layer in list(self._loads):
+            self.wait(layer)
+
+    def _issue(self, copy: Callable[[], None], uses: Sequence[Tensor]) -> None:
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
             copy()
+        for tensor in uses:  # its memory is not given to others before the copy has run
+            tensor.record_stream(self._stream)
 
 
 def choose_transfers(device: str) -> Transfers:

@@ -3,8 +3,7 @@
 A graph is captured for a *size*: rows rounded up to a bucket, rounded room for keys, and few other things that decide
 which kernels run. Everything else of a step is data in buffers that are refilled before each replay. Rows that pad a
 bucket write to the pool's scratch slot and are read by nobody. Steps whose rows leave at several depths or are pooled,
-large ones, those that meet the memory budget, and those that begin while KV is on its way into the pool run one launch
-after the other.
+large ones, and those that meet the memory budget run one launch after the other.
 """
 
 from collections import OrderedDict
@@ -94,13 +93,15 @@ class GraphForward:
     def __call__(self, rows: StepInput) -> Tensor:
         """See `Forward`."""
         prepared, self._prepared = self._prepared, None
-        if prepared is not None and prepared[0] is rows and not self._pool.transfers.is_loading:
+        if prepared is not None and prepared[0] is rows:
             graph = prepared[1]
             graph.fill_tokens(rows)
         else:
             graph = self._graph(rows)
             if graph is None or not graph.fill(rows):
                 return self._eager(rows)
+        # A replay can't wait for KV on its way layer by layer, but saves more time than that would.
+        self._pool.transfers.wait_for_all()
         graph.replay(rows)
         return graph.logits(len(rows.logits_rows))
 
@@ -133,9 +134,7 @@ class GraphForward:
         return self._capture(size, rows)
 
     def _may_replay(self, rows: StepInput) -> bool:
-        if rows.num_rows > MOST_ROWS or rows.attending[-1] != rows.num_rows or rows.pooled:
-            return False
-        return not self._pool.transfers.is_loading  # a replay can't wait layer by layer
+        return rows.num_rows <= MOST_ROWS and rows.attending[-1] == rows.num_rows and not rows.pooled
 
     def _size(self, rows: StepInput) -> GraphSize:
         num_rows, num_logits = bucket(rows.num_rows), len(rows.logits_rows)
