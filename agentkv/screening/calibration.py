@@ -20,7 +20,7 @@ import numpy as np
 
 from agentkv.errors import ConfigError
 
-_FORMAT = 1
+_FORMAT = 2
 _ENDS = 1 << 16
 
 

@@ -66,7 +66,7 @@ def test_a_calibration_belongs_to_its_model(small_model, tmp_path):
     assert Calibration.load(path, model) == written
     with pytest.raises(ConfigError, match="not of the model"):
         Calibration.load(path, small_model("llama"))
-    for content in ("{}", "[]", "no", path.read_text().replace('"format": 1', '"format": 9')):
+    for content in ("{}", "[]", "no", path.read_text().replace('"format": 2', '"format": 9')):
         path.write_text(content)
         with pytest.raises(ConfigError, match="agentkv calibrate"):
             Calibration.load(path, model)
