@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from agentkv.errors import ConfigError
 from agentkv.screening.calibration import Calibration
@@ -23,20 +22,13 @@ from agentkv_evals.accuracy.settings import Settings
 from agentkv_evals.accuracy.summary import split
 from agentkv_evals.calibration.fit import Check
 from agentkv_evals.calibration.plot import estimates_and_targets
-from agentkv_evals.calibration.show import CHECK_LEGEND, checks_table
+from agentkv_evals.calibration.show import CHECK_LEGEND, TARGETS_LEGEND, checks_table, targets_tables
 from agentkv_evals.calibration.targets import Kept
-from agentkv_evals.comparison.show import figures_table, percent, small
 
 TARGETS = (0.01, 0.05, 0.3)
 """Targets that are tried unless others are named, in nats."""
 
 CHECK_FILE, PLOT_FILE = "check.json", "check.svg"
-
-_LEGEND = (
-    "above: chats whose KL is above the target; same: replies that are full prefill's; work: row-layers of looking and "
-    "repairs over those of the reused rows; full: chats that were repaired in full."
-)
-
 
 Aimed = Mapping[tuple[str, float], Sequence[Row]]
 """Rows of chats by rule and target."""
@@ -86,8 +78,8 @@ def _report(
     (out / PLOT_FILE).write_text(estimates_and_targets(calibration, known, aimed), encoding="utf-8")
     console.print(CHECK_LEGEND, style="dim")
     console.print(checks_table(checks))
-    console.print(_LEGEND, style="dim")
-    console.print(_targets_table(kept))
+    console.print(TARGETS_LEGEND, style="dim")
+    console.print(*targets_tables(kept))
     console.print(f"Figures: {out / CHECK_FILE}; plot: {out / PLOT_FILE}", soft_wrap=True)
     return result
 
@@ -112,18 +104,3 @@ def _aimed(arm: Arm, target: float, calibration: Calibration) -> Arm:
 def _digest(calibration: Calibration) -> str:
     curves = {rule: asdict(curve) for rule, curve in sorted(calibration.curves.items())}
     return sha256(json.dumps(curves).encode()).hexdigest()[:8]
-
-
-def _targets_table(kept: Sequence[Kept]) -> Table:
-    headings = ["KL mean", "median", "P90", "largest", "above", "same", "top-1", "right", "work", "full"]
-    table = figures_table("rule to target", headings)
-    for each in kept:
-        table.add_row(f"{each.rule} to {each.target:g}", *_figures(each))
-    return table
-
-
-def _figures(each: Kept) -> Iterator[str]:
-    yield from map(small, (each.kl_mean, each.kl_median, each.kl_p90, each.kl_largest))
-    yield from (f"{each.above:.1%}", percent(each.same), percent(each.agreement))
-    yield "-" if each.right is None else f"{each.right:.1%}"
-    yield from (f"{each.work:.1%}", f"{each.full:.1%}")
