@@ -54,7 +54,7 @@ def _split(rows: Sequence[Row], attribute: str) -> str:
     return "\n".join(
         (
             f"<h2>By {escape(attribute)}</h2>",
-            _paragraph("Right replies / replies that are full prefill's / mean KL a position."),
+            _paragraph("Right replies / replies that are full prefill's / mean KL a position / same candidate chosen, if any."),
             _image(by_part(rows, attribute), f"Answers and KL by {attribute}"),
             _table("arm", list(parts), lines),
         )
@@ -63,7 +63,8 @@ def _split(rows: Sequence[Row], attribute: str) -> str:
 
 def _part(each: ArmSummary) -> str:
     right = "-" if each.accuracy is None else f"{each.accuracy:.0%}"
-    return f"{right} / {each.exact:.0%} / {small(each.fidelity.mean_kl)}"
+    judged = "" if each.same_choice is None else f" / {each.same_choice:.0%}"
+    return f"{right} / {each.exact:.0%} / {small(each.fidelity.mean_kl)}{judged}"
 
 
 def _provenance(rows: Sequence[Row]) -> list[tuple[str, object]]:
