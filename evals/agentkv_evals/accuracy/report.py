@@ -54,7 +54,7 @@ def _split(rows: Sequence[Row], attribute: str) -> str:
     return "\n".join(
         (
             f"<h2>By {escape(attribute)}</h2>",
-            _paragraph("Right replies / replies that are full prefill's / mean KL a position / same candidate chosen, if any."),
+            _paragraph("Right replies / replies that are full prefill's / mean KL a position / same candidate chosen."),
             _image(by_part(rows, attribute), f"Answers and KL by {attribute}"),
             _table("arm", list(parts), lines),
         )
