@@ -132,7 +132,7 @@ class Reread:
     """Reused rows that are asked again what they read.
 
     Attributes:
-        positions: prompt positions of a reused span, ascending, one or more.
+        positions: prompt positions of a reused span, ascending, one or more; a range or a tuple.
         left_out: half-open ranges of positions: their part in what is read is wanted.
     """
 

@@ -88,7 +88,8 @@ def changes(view: ReuseView, observation: Observation, candidates: Sequence[int]
         return change_R
     again = set(best(change_R, candidates, math.ceil(LOOK_AGAIN * len(candidates))))
     indices = torch.tensor([n for n, position in enumerate(candidates) if position in again], device=change_R.device)
-    rereads = [replace(each, positions=kept) for each in rereads if (kept := [p for p in each.positions if p in again])]
+    kept = (replace(each, positions=tuple(p for p in each.positions if p in again)) for each in rereads)
+    rereads = [each for each in kept if each.positions]
     for layer in others:
         change_R.index_add_(0, indices, _change(observation, layer, rereads))
     return change_R

@@ -9,6 +9,7 @@ from agentkv.errors import ConfigError
 from agentkv.screening.calibration import Calibration, Curve, fingerprint, fit_curve
 from agentkv.screening.selectors.budget import plan_of_best, plan_without_choice
 from agentkv.screening.selectors.query_attention import QueryAttention
+from agentkv.screening.selectors.reading_change import ReadingChange
 from agentkv.screening.selectors.repair_all import RepairAll
 from agentkv.screening.selectors.tail_rows import TailRows
 from agentkv.screening.selectors.until import Until
@@ -98,10 +99,15 @@ def test_rows_that_inherit_an_error_leave_nobody_knows_what():
 @dataclass
 class Counted(DrawnAttention):
     looks: list = field(default_factory=list)
+    readings: list = field(default_factory=list)
 
     def attention(self, layer, positions):
         self.looks.append((layer, tuple(positions)))
         return super().attention(layer, positions)
+
+    def reading(self, layer, rereads):
+        self.readings.append((layer, tuple(rereads)))
+        return super().reading(layer, rereads)
 
 
 def until(target: float, curve: Curve = CURVE, ratio: float = 0.1) -> Until:
@@ -154,6 +160,14 @@ def test_each_look_is_paid_once():
     seen = Counted.at_random(VIEW, rule.probe(VIEW))
     rule.plan(VIEW, seen)
     assert len(seen.looks) == len(set(seen.looks)) == VIEW.num_layers
+
+
+def test_a_look_at_traces_is_paid_once_too():
+    calibration = Calibration(model="m", curves={"reading_change": CURVE})
+    rule = Until(inner=ReadingChange(ratio=0.1), target=0.02, calibration=calibration)
+    seen = Counted.at_random(VIEW, rule.probe(VIEW))
+    assert rule.plan(VIEW, seen).left <= 0.4
+    assert [layer for layer, _ in seen.readings] == [0, 1]
 
 
 def test_a_ratio_that_buys_nothing_is_raised_first():
