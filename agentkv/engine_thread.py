@@ -50,6 +50,7 @@ class EngineThread:
             if self._closed:
                 raise ServiceClosed("the service is closed: start it again")
             self._posted.put(call)
+        self._engine.interrupt()
 
     def ask(self, question: Callable[[Engine], T]) -> T:
         """The answer of the engine, from the thread; waits for the step under way.

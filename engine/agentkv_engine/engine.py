@@ -220,7 +220,10 @@ class Engine:
                 self._submit()
             if not self._under_way:
                 return self._scheduler.take_failed()
-            schedule, pending = self._under_way.popleft()
+            schedule, pending = self._under_way[0]
+            if len(self._under_way) < self._runner.max_under_way and not pending.arrives():
+                return self._scheduler.take_failed()  # more may be submitted by now
+            self._under_way.popleft()
             expected = self._prepare_next(schedule)
             outputs = self._scheduler.update(schedule, pending.result())
             if expected is not None and self._scheduler.take_up(expected):
@@ -228,6 +231,15 @@ class Engine:
             return outputs
         except RunnerLost as error:
             return self._begin_anew(error)
+
+    def interrupt(self) -> None:
+        """Let `step` return without waiting for results where another step could be started: there is something new to
+        do. May be called by any thread."""
+        self._runner.interrupt()
+
+    def use_budget(self, budget: BudgetPolicy) -> None:
+        """Limit steps by another policy from now on."""
+        self._scheduler.use_budget(budget)
 
     def release_finished(self) -> None:
         """What the last step left for when its tokens are out, where no step follows; `step` does it too: prompts go

@@ -234,6 +234,19 @@ def test_orders_come_before_activations_and_several_steps_are_under_way(stages) 
     assert stages.runner.bytes_ordered < 200
 
 
+def test_a_wait_ends_when_another_step_could_be_started(stages) -> None:
+    engine = stages.engine()
+    engine.add(ask("a", 20, 13))
+    engine.interrupt()
+    assert engine.step() == []
+    assert len(engine._under_way) == 1
+    engine.add(ask("b", 20, 14))
+    assert {output.request_id for output in engine.step()} == {"a"}
+    assert len(engine._under_way) == 1
+    answers = run(engine)
+    assert {name: len(answer.token_ids) for name, answer in answers.items()} == {"a": 11, "b": 12}
+
+
 def test_three_stages(small_model, decoder) -> None:
     shared = SharedStages(small_model("qwen2"), num_stages=3)
     try:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import msgspec
@@ -97,9 +98,13 @@ class Group:
             self._send(stage, data)
         return len(data)
 
-    def receive(self, timeout_ms: int) -> Any:
-        """The next answer of a stage; None where none comes in time."""
-        if not self._answers.poll(timeout_ms):
+    def receive(self, timeout_ms: int, unless: socket | None = None) -> Any:
+        """The next answer of a stage; None where none comes in time, or before `unless` can be read."""
+        poller = zmq.Poller()
+        poller.register(self._answers, zmq.POLLIN)
+        if unless is not None:
+            poller.register(unless, zmq.POLLIN)
+        if self._answers not in dict(poller.poll(timeout_ms)):
             return None
         return decode_answer(self._answers.recv())
 
@@ -156,14 +161,14 @@ class Group:
         return None
 
     def _bind(self, kind: int, keys: GroupKeys) -> zmq.Socket[bytes]:
-        socket: zmq.Socket[bytes] = self._context.socket(kind)
-        keys.as_driver(socket)
-        socket.bind(f"tcp://{LOOPBACK}:*")
-        return socket
+        bound: zmq.Socket[bytes] = self._context.socket(kind)
+        keys.as_driver(bound)
+        bound.bind(f"tcp://{LOOPBACK}:*")
+        return bound
 
 
-def _endpoint(socket: zmq.Socket[bytes]) -> str:
-    return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+def _endpoint(bound: zmq.Socket[bytes]) -> str:
+    return str(bound.getsockopt_string(zmq.LAST_ENDPOINT))
 
 
 def _spawn(spec: StageSpec) -> subprocess.Popen[bytes]:

@@ -8,6 +8,7 @@ from agentkv_engine.cache.kv_pool import bytes_per_block
 from agentkv_engine.config import EngineConfig, PipelineConfig
 from agentkv_engine.errors import PipelineRefused
 from agentkv_engine.model.model_config import ModelConfig
+from agentkv_engine.model.random_weights import RandomWeights
 from agentkv_engine.pipeline.group import ordered
 from agentkv_engine.pipeline.runner import PipelineRunner
 from agentkv_engine.pipeline.spec import StageSpec
@@ -20,7 +21,7 @@ class PipelineModel:
     """Implements `RemoteModel`: knows the model's shape, and starts its stages.
 
     Args:
-        directory: of the checkpoint; every stage reads its own layers from it.
+        weights: directory of the checkpoint, of which every stage reads its own layers; or what is drawn instead.
         config: the engine's, with a pipeline.
 
     Raises:
@@ -29,13 +30,16 @@ class PipelineModel:
         PipelineRefused: the stages can't be made of it.
     """
 
-    def __init__(self, directory: Path, config: EngineConfig) -> None:
+    def __init__(self, weights: Path | RandomWeights, config: EngineConfig) -> None:
         assert config.pipeline is not None, "no pipeline is asked for"
         if config.host_kv_memory:
             raise PipelineRefused("a pipeline keeps no KV in host memory yet: leave --host-kv-memory out")
-        self.config = ModelConfig.from_directory(directory, context_length=config.context_length)
+        if isinstance(weights, RandomWeights):
+            self.config = weights.config
+        else:
+            self.config = ModelConfig.from_directory(weights, context_length=config.context_length)
         self.dtype = dtype_of(config)
-        self._directory = directory
+        self._weights = weights
         self._pipeline: PipelineConfig = config.pipeline
         self._layers = split_layers(config.pipeline, self.config.num_layers)
         self._devices = stage_devices(config.pipeline, config.device)
@@ -43,12 +47,12 @@ class PipelineModel:
 
     def start(self, config: EngineConfig, plan: PoolPlan) -> PipelineRunner:
         """See `RemoteModel.start`."""
-        shape = self.config
+        shape, weights = self.config, self._weights
         specs = [
             StageSpec(
                 stage=stage,
                 num_stages=len(self._layers),
-                directory=str(self._directory.resolve()),
+                weights=weights if isinstance(weights, RandomWeights) else str(weights.resolve()),
                 layers=(layers.start, layers.stop),
                 levels=config.levels,
                 traced=plan.traced,

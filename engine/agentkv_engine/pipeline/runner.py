@@ -1,6 +1,8 @@
 """The driver's side of a pipeline: orders steps, gathers what they bring, and starts lost stages again."""
 
+import contextlib
 import logging
+import socket
 import threading
 import time
 from collections import deque
@@ -44,6 +46,10 @@ class _UnderWay:
     number: int
     schedule: SchedulerOutput
     failed: dict[int, ConstraintFailed]
+
+    def arrives(self) -> bool:
+        """See `Pending.arrives`."""
+        return self.runner.arrives(self)
 
     def result(self) -> list[SeqResult]:
         """See `Pending.result`."""
@@ -91,6 +97,9 @@ class PipelineRunner:
         self.tensors = RemoteKV(self, shape, dtype, traced, block_bytes)
         self.observer = RemoteObserver(self, shape, traced.layers if traced is not None else (), self._tell)
         self._numbers = 0
+        self._wake, self._woken = socket.socketpair()
+        self._wake.setblocking(False)
+        self._woken.setblocking(False)
         self._changed = threading.Condition()
         self._closing = False
         self._untold: RunnerLost | None = None
@@ -121,6 +130,19 @@ class PipelineRunner:
         self.bytes_ordered = self._living().order_all(StepOrder(number, updates, items))
         self._step_watch.begin(schedule.num_rows, time.monotonic())
         return _UnderWay(self, number, schedule, failed)
+
+    def arrives(self, step: _UnderWay) -> bool:
+        """Wait for a step's result, or until `interrupt`. Raises RunnerLost."""
+        while step.number not in self._arrived:
+            self._receive(self._woken)
+            if _drained(self._woken):
+                return step.number in self._arrived
+        return True
+
+    def interrupt(self) -> None:
+        """See `Runner.interrupt`."""
+        with contextlib.suppress(OSError):  # it is full of them, or closed
+            self._wake.send(b".")
 
     def finish(self, step: _UnderWay) -> list[SeqResult]:
         """What a step brought; waits for it. Raises RunnerLost."""
@@ -171,6 +193,8 @@ class PipelineRunner:
             group.stop()
         for dead in self._dead:
             dead.close()
+        self._wake.close()
+        self._woken.close()
 
     def _result(self, item: ScheduledSeq, told: ItemResult, failure: ConstraintFailed | None) -> SeqResult:
         seq, sampled = item.sequence, told.sampled
@@ -211,19 +235,23 @@ class PipelineRunner:
     def _wait_for(self, number: int) -> Any:
         """The answer of this number. Others that come first are noted."""
         while number not in self._arrived:
-            group = self._living()
-            answer = group.receive(POLL_MS)
-            match answer:
-                case None:
-                    if (taken := self._step_watch.overdue(time.monotonic())) is not None:
-                        self._lose(group, f"a step has taken {taken:.0f} s, far more than those before")
-                case StepTimes():
-                    self.times.append(answer)
-                case Failed(stage, reason):
-                    self._lose(group, f"stage {stage} failed: {reason}")
-                case StepResult() | Reply():
-                    self._arrived[answer.number] = answer
+            self._receive()
         return self._arrived.pop(number)
+
+    def _receive(self, unless: socket.socket | None = None) -> None:
+        """Take in the next answer, if one comes soon."""
+        group = self._living()
+        answer = group.receive(POLL_MS, unless)
+        match answer:
+            case None:
+                if (taken := self._step_watch.overdue(time.monotonic())) is not None:
+                    self._lose(group, f"a step has taken {taken:.0f} s, far more than those before")
+            case StepTimes():
+                self.times.append(answer)
+            case Failed(stage, reason):
+                self._lose(group, f"stage {stage} failed: {reason}")
+            case StepResult() | Reply():
+                self._arrived[answer.number] = answer
 
     def _forget(self) -> None:
         """Nothing has been told to the stages, and nothing is awaited of them."""
@@ -275,3 +303,10 @@ class PipelineRunner:
             group.close()
             raise
         return group
+
+
+def _drained(woken: socket.socket) -> bool:
+    """Whether there was something to read."""
+    with contextlib.suppress(BlockingIOError):
+        return bool(woken.recv(4096))
+    return False

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from agentkv_engine.cache.row_traces import TracedShape
+from agentkv_engine.model.random_weights import RandomWeights
 
 
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -12,7 +13,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         stage, num_stages: its place.
-        directory: of the checkpoint, of which it reads its own layers.
+        weights: directory of the checkpoint, of which it reads its own layers; or what is drawn instead.
         layers: first and behind the last.
         levels, traced: of the whole model.
         num_blocks: of every stage's pool.
@@ -24,7 +25,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     stage: int
     num_stages: int
-    directory: str
+    weights: str | RandomWeights
     layers: tuple[int, int]
     levels: tuple[int, ...] | None
     traced: TracedShape | None

@@ -16,7 +16,9 @@ from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.row_traces import Traces
 from agentkv_engine.model.checkpoint import load_decoder
+from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.operations import choose_operations
+from agentkv_engine.model.random_weights import RandomWeights, random_decoder
 from agentkv_engine.model.step import Step
 from agentkv_engine.pipeline.messages import (
     Answer,
@@ -77,14 +79,7 @@ class Stage:
         self._spec = spec
         self._send = send
         layers, dtype = range(*spec.layers), getattr(torch, spec.dtype)
-        self._decoder = load_decoder(
-            Path(spec.directory),
-            dtype=dtype,
-            device=spec.device,
-            context_length=spec.context_length,
-            quantization=spec.quantization,
-            layers=layers,
-        )
+        self._decoder = _decoder(spec, layers, dtype)
         shape = self._decoder.config
         levels = Levels(spec.levels, shape.num_layers)
         traced = None if spec.traced is None else spec.traced.of_stage(layers)
@@ -244,3 +239,17 @@ class Stage:
             return
         k, v = (unpack_tensor(data, self._pool.dtype, len(slots), *self._pool.head_shape) for data in order.tensors)
         self._pool.write(order.layer, slots, k.to(device), v.to(device))
+
+
+def _decoder(spec: StageSpec, layers: range, dtype: torch.dtype) -> Decoder:
+    weights = spec.weights
+    if isinstance(weights, RandomWeights):
+        return random_decoder(weights.config, dtype=dtype, device=spec.device, seed=weights.seed, layers=layers)
+    return load_decoder(
+        Path(weights),
+        dtype=dtype,
+        device=spec.device,
+        context_length=spec.context_length,
+        quantization=spec.quantization,
+        layers=layers,
+    )

@@ -52,8 +52,7 @@ def _serve(spec: StageSpec, context: zmq.Context[Any], keys: GroupKeys, answers:
     def send(answer: Answer) -> None:
         answers.send(encode(answer))
 
-    if torch.device(spec.device).type == "cuda":
-        torch.cuda.set_device(spec.device)
+    _use(spec)
     stage = Stage(spec, send)
     _meet(spec)
     prepared: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -84,10 +83,17 @@ def _meet(spec: StageSpec) -> None:
         dist.send(token, dst=spec.stage + 1)
 
 
+def _use(spec: StageSpec) -> None:
+    """Let this thread use the stage's device."""
+    if torch.device(spec.device).type == "cuda":
+        torch.cuda.set_device(spec.device)
+
+
 def _receive(
     spec: StageSpec, context: zmq.Context[Any], keys: GroupKeys, stage: Stage, prepared: "queue.SimpleQueue[Any]"
 ) -> None:
     try:
+        _use(spec)
         orders = _connect(context, zmq.DEALER, keys, spec.orders, identity=str(spec.stage).encode())
         orders.send(b"")  # the driver can reach a peer once it has heard of it
         prepared.put(Ready(spec.stage))

@@ -83,6 +83,9 @@ class ModelRunner:
         """See `Runner.wait_until_ready`: always."""
         return True
 
+    def interrupt(self) -> None:
+        """See `Runner.interrupt`: nothing is waited for that could be."""
+
     def close(self) -> None:
         """See `Runner.close`: nothing runs elsewhere."""
 
@@ -93,6 +96,10 @@ class Launched:
 
     items: Sequence[ScheduledSeq]
     logits: Tensor
+
+    def arrives(self) -> bool:
+        """See `Pending.arrives`."""
+        return True
 
     def result(self) -> list[SeqResult]:
         """See `Pending.result`."""

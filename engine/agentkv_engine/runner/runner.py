@@ -19,6 +19,14 @@ from agentkv_engine.scheduler.output import SchedulerOutput, SeqResult
 class Pending(Protocol):
     """A step that was submitted."""
 
+    def arrives(self) -> bool:
+        """Wait for the results, or until `Runner.interrupt`; whether they are here.
+
+        Raises:
+            RunnerLost: the step was lost.
+        """
+        ...
+
     def result(self) -> list[SeqResult]:
         """One result a scheduled sequence; waits for them. Steps are asked for theirs in the order of submission.
 
@@ -78,6 +86,10 @@ class Runner(Protocol):
         Raises:
             RunnerLost: all KV and all that was under way are gone; told once.
         """
+        ...
+
+    def interrupt(self) -> None:
+        """End a wait of `Pending.arrives`, now or the next; may be called by any thread."""
         ...
 
     def close(self) -> None:

@@ -69,6 +69,10 @@ class Scheduler:
         """Queue a sequence; first come, first admitted."""
         self._waiting.append(seq)
 
+    def use_budget(self, budget: BudgetPolicy) -> None:
+        """Limit steps by another policy from now on."""
+        self._budget = budget
+
     def find(self, request_id: str) -> Sequence | None:
         """The sequence of a request: waiting, running, or finished in the last step."""
         everyone = (*self._waiting, *self._running, *self._finished)

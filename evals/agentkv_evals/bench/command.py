@@ -15,6 +15,7 @@ class Shape(StrEnum):
     """Shapes of models, see `agentkv_evals.bench.shapes`."""
 
     LLAMA_3_1_8B = "llama-3.1-8b"
+    QWEN2_5_14B = "qwen2.5-14b"
     QWEN3_0_6B_LIKE = "qwen3-0.6b-like"
     SMALL = "small"
 
@@ -349,6 +350,68 @@ def peers(
         json_file=json_file,
         console=Console(),
     )
+
+
+class LengthFit(StrEnum):
+    """Lengths of prompts and replies, see `agentkv_evals.bench.pipeline.load`."""
+
+    SHAREGPT = "sharegpt"
+    AZURE = "azure"
+
+
+@bench.command()
+def pipeline(
+    model_shape: ModelShape = Shape.SMALL,
+    stages: Annotated[int, typer.Option(min=1, help="Processes; 1 runs the model in this one.")] = 2,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Repeatable: fixed-ROWS, throttling, no-waiting-term, no-kv-term, throttling-blocking.",
+            show_default="fixed-1024 throttling",
+        ),
+    ] = None,
+    rate: Annotated[
+        list[float] | None, typer.Option(min=0.01, help="Requests a second, repeatable.", show_default="4")
+    ] = None,
+    lengths: Annotated[LengthFit, typer.Option(help="Lengths of prompts and replies.")] = LengthFit.SHAREGPT,
+    scale: Annotated[float, typer.Option(min=0.001, help="Lengths are multiplied by this.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Time in which requests come; a fifth is warm-up.")] = 40.0,
+    patience: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Time after it for replies to end.")] = 60.0,
+    kv_memory: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of KV, all stages.")] = "1GiB",
+    max_sequences: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 256,
+    slo_ttft: Annotated[float, typer.Option(metavar="SECONDS", help="Most time to the first token.")] = 2.0,
+    slo_tpot: Annotated[float, typer.Option(metavar="SECONDS", help="Most time a token after it.")] = 0.1,
+    device: Device = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Of arrivals, repeatable.", show_default="0")] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the figures here; a run that was cut off goes on there."),
+    ] = None,
+) -> None:
+    """Budgets of a pipeline's steps under requests that come by lot: throughput, latency, how alike steps are."""
+    from pydantic import ByteSize, TypeAdapter  # noqa: PLC0415
+
+    from agentkv_evals.bench.pipeline.run import PipelineSettings, run_pipeline  # noqa: PLC0415
+
+    settings = PipelineSettings(
+        shape=model_shape.value,
+        stages=stages,
+        lengths=lengths.value,
+        rates=tuple(rate or (4.0,)),
+        arms=tuple(arm or ("fixed-1024", "throttling")),
+        seeds=tuple(seed or (0,)),
+        seconds=seconds,
+        scale=scale,
+        kv_memory=TypeAdapter(ByteSize).validate_python(kv_memory),
+        max_sequences=max_sequences,
+        slo_ttft=slo_ttft,
+        slo_tpot=slo_tpot,
+        patience=patience,
+        device=device,
+        json_file=json_file,
+    )
+    run_pipeline(settings)
 
 
 def _run(**options: Any) -> None:

@@ -3,13 +3,11 @@
 from typing import Any
 
 import torch
-from torch import nn
 
-from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.model_config import ModelConfig, RopeConfig
-from agentkv_engine.model.rope import RotaryEmbedding
+from agentkv_engine.model.random_weights import random_decoder
 
-STD = 0.02
+__all__ = ["SHAPES", "device_dtype", "random_decoder"]
 
 _COMMON: dict[str, Any] = {
     "architecture": "LlamaForCausalLM",
@@ -57,6 +55,19 @@ SHAPES: dict[str, ModelConfig] = {
         rope=RopeConfig(rope_type="default", theta=1_000_000.0, parameters={}),
         context_length=40_960,
     ),
+    "qwen2.5-14b": ModelConfig(
+        **_COMMON | {"architecture": "Qwen2ForCausalLM", "norm_eps": 1e-6, "qkv_bias": True},
+        tied_embeddings=False,
+        num_layers=48,
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_heads=40,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=152_064,
+        rope=RopeConfig(rope_type="default", theta=1_000_000.0, parameters={}),
+        context_length=32_768,
+    ),
     "small": ModelConfig(
         **_COMMON,
         tied_embeddings=False,
@@ -76,21 +87,3 @@ SHAPES: dict[str, ModelConfig] = {
 def device_dtype(device: str) -> torch.dtype:
     """Of weights and KV: float32 on CPU, else bfloat16."""
     return torch.float32 if device == "cpu" else torch.bfloat16
-
-
-def random_decoder(config: ModelConfig, *, dtype: torch.dtype, device: str, seed: int) -> Decoder:
-    """A decoder of normal random weights, drawn on the device."""
-    rope = RotaryEmbedding(config.rope, config.head_dim, config.context_length).to(device)
-    with torch.device("meta"):
-        decoder = Decoder(config)
-    decoder = decoder.to(dtype).to_empty(device=device)
-    decoder.rope = rope
-    if config.tied_embeddings:
-        decoder.head.weight = decoder.embedding.weight
-    generator = torch.Generator(device=device).manual_seed(seed)
-    for parameter in decoder.requires_grad_(False).parameters():
-        if parameter.dim() == 1:  # norms
-            nn.init.ones_(parameter)
-        else:
-            parameter.normal_(std=STD, generator=generator)
-    return decoder.eval()
