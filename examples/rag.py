@@ -80,7 +80,7 @@ def main() -> None:
             print(f"{question} Found: {', '.join(str(each.name) for each in state['found'])}.")
             for reply in (state["analyst"], state["writer"]):
                 kv = reply.response_metadata["agentkv"]
-                read = f"{kv['segments']} documents read, {kv['prefix']} + {kv['reused']} tokens not computed"
+                read = f"documents read: {kv['segments']}; tokens not computed: {kv['prefix'] + kv['reused']}"
                 print(f"  {reply.name}: {reply.text} ({read})")
     print(f"\n{report}")
 

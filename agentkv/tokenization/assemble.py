@@ -105,7 +105,8 @@ def assemble(
 
 
 def _parts(layout: Layout, splices: Sequence[Sequence[Splice]] | None) -> list[_Part]:
-    kinds = {token: _fence(token, b - a) for a, b, token in layout.fences}
+    lengths = {token: b - a for a, b, token in layout.fences}
+    kinds = {token: _fence(token, length) for token, length in lengths.items()}
     known = [_Part(start=a, end=b, piece=kinds[token]) for a, b, token in layout.fences]
     for (origin, _), found in zip(layout.contents, splices or (), strict=False):
         for splice in found:
