@@ -94,7 +94,7 @@ class ServiceConfig(Settings):
     devices: str | None = Field(default=None, pattern=r"^[\w:]+(,[\w:]+)*$")
     layers: str | None = Field(default=None, pattern=r"^\d+(,\d+)*$")
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["int8"] | None = None
     trace_layers: int = Field(default=2, ge=0)
     min_segment_tokens: int = Field(default=16, ge=1)

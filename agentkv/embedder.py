@@ -13,7 +13,7 @@ from agentkv.errors import ContextTooLong, EngineRestarting, InvalidRequest, Ser
 from agentkv.owner import owner_of
 from agentkv.tokenization import ChatTokenizer
 from agentkv_engine.engine import Engine
-from agentkv_engine.errors import RequestRefused, RunnerLost
+from agentkv_engine.errors import OutOfMemory, RequestRefused, RunnerLost
 from agentkv_engine.request import Output, Request, ReuseMode, StepOutput
 
 _IDS = "embedding-"
@@ -69,7 +69,7 @@ class Embedder:
         future = self._running.pop(output.request_id, None)
         if future is None or not future.set_running_or_notify_cancel():
             return True
-        if isinstance(output.error, RunnerLost):
+        if isinstance(output.error, (OutOfMemory, RunnerLost)):
             future.set_exception(EngineRestarting(str(output.error)))
             return True
         try:

@@ -53,7 +53,8 @@ class TemplateRefused(InvalidRequest):
 
 
 class EngineRestarting(AgentKVError):
-    """The engine lost what it was computing for a request, and starts again: the same request may be sent anew."""
+    """The engine lost what it was computing for a request, for want of memory or because a process ended, and goes on:
+    the same request may be sent anew."""
 
 
 class ServiceClosed(AgentKVError):

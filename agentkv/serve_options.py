@@ -36,7 +36,8 @@ class ServeOptions:
         str | None, typer.Option(metavar="REV", help="Branch, tag or commit on the Hub.", show_default="main")
     ] = None
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"] | None, typer.Option(help="Of weights and KV.", show_default="auto")
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of weights and KV.", show_default="auto"),
     ] = None
     quantization: Annotated[
         Literal["int8"] | None, typer.Option(help="Keep weights in 8 bits; on CPU.", show_default="none")

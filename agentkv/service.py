@@ -290,7 +290,7 @@ class Service:
 
     def _take(self, chat: RunningChat, output: StepOutput) -> None:
         if output.error is not None:
-            lost = isinstance(output.error, RunnerLost)
+            lost = isinstance(output.error, (OutOfMemory, RunnerLost))
             self._end(chat, EngineRestarting(str(output.error)) if lost else InvalidRequest(str(output.error)))
             return
         piece, ended = chat.take(output)

@@ -6,6 +6,8 @@ from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from agentkv_engine.cache.block_pool import BlockPool, EvictionPolicy, LeastRecentlyUsed
 from agentkv_engine.cache.host_memory import HostMemory, HostResident
 from agentkv_engine.cache.kv_pool import bytes_per_block
@@ -15,6 +17,7 @@ from agentkv_engine.cache.residents import Residents, ResidentTensors
 from agentkv_engine.cache.row_traces import TracedShape
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
 from agentkv_engine.errors import PipelineRefused, PromptTooLong, RequestRefused, RunnerLost, UnknownHandle
+from agentkv_engine.memory_errors import is_out_of_memory, memory_needed, out_of_memory
 from agentkv_engine.model.checkpoint import empty_decoder, load_decoder
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.model_config import ModelConfig
@@ -103,9 +106,10 @@ class Engine:
         self.context_length = min(config.context_length or shape.context_length, shape.context_length)
         self._block_bytes = block_bytes
         self._traced_layers = traced.layers if traced is not None else ()
-        self._pool = BlockPool(num_blocks, eviction or LeastRecentlyUsed())
         plan = PoolPlan(levels=levels, traced=traced, num_blocks=num_blocks)
-        self._runner = runner = _start(decoder, config, plan)
+        with memory_needed("for the KV pool", "lower --kv-memory, or take a device with more memory"):
+            self._pool = BlockPool(num_blocks, eviction or LeastRecentlyUsed())
+            self._runner = runner = _start(decoder, config, plan)
         self._under_way: deque[tuple[SchedulerOutput, Pending]] = deque()
         self._host = _host_memory(runner, config.host_kv_memory)
         self._prefixes = PrefixIndex(self._pool, f"{revision}/{dtype}")
@@ -135,6 +139,7 @@ class Engine:
 
         Raises:
             CheckpointError: what is wrong with the directory (see `agentkv_engine.errors`).
+            OutOfMemory: weights, or the pool, find no room.
             DeviceUnavailable: there is no such device here.
             PipelineRefused: the stages that are asked for can't be made.
             RunnerLost: they could not be started.
@@ -231,6 +236,10 @@ class Engine:
             return outputs
         except RunnerLost as error:
             return self._begin_anew(error)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return self._give_way(error)
 
     def interrupt(self) -> None:
         """Let `step` return without waiting for results where another step could be started: there is something new to
@@ -343,6 +352,15 @@ class Engine:
             return None
         return expected
 
+    def _give_way(self, error: Exception) -> list[StepOutput]:
+        """A step found no memory: what had begun ends with an error, and what is kept stays; what waits goes on."""
+        self._under_way.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        remedy = "ask again; if it comes again, lower --kv-memory or --max-rows-per-step"
+        self._scheduler.fail_begun(out_of_memory(error, "in a step", remedy))
+        return self._scheduler.take_failed()
+
     def _begin_anew(self, error: RunnerLost) -> list[StepOutput]:
         """All KV is gone: what had begun ends with the error, what waits goes on when the runner is back."""
         self._under_way.clear()
@@ -425,13 +443,14 @@ def _load(directory: Path, config: EngineConfig) -> Decoder | RemoteModel:
             raise PipelineRefused(f"a pipeline needs {error.name}: pip install 'agentkv[pipeline]'") from None
         return PipelineModel(directory, config)
     check_device(config)
-    return load_decoder(
-        directory,
-        dtype=dtype_of(config),
-        device=config.device,
-        context_length=config.context_length,
-        quantization=config.quantization,
-    )
+    with memory_needed("for the weights", "take a smaller model, or a device with more memory"):
+        return load_decoder(
+            directory,
+            dtype=dtype_of(config),
+            device=config.device,
+            context_length=config.context_length,
+            quantization=config.quantization,
+        )
 
 
 def _start(model: Decoder | RemoteModel, config: EngineConfig, plan: PoolPlan) -> Runner:

@@ -26,6 +26,20 @@ def check_device(config: EngineConfig) -> None:
         raise DeviceUnavailable(
             f"device {name!r} can't be used ({reason}): give cpu, or a device that is here"
         ) from None
+    _check_bfloat16(config)
+
+
+def _check_bfloat16(config: EngineConfig) -> None:
+    """Raises DeviceUnavailable: the GPU computes no bfloat16 (before Ampere), and nothing else is asked for."""
+    device = torch.device(config.device)
+    if device.type != "cuda" or dtype_of(config) is not torch.bfloat16:
+        return
+    with torch.cuda.device(device):
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return
+    major, minor = torch.cuda.get_device_capability(device)
+    name = torch.cuda.get_device_name(device)
+    raise DeviceUnavailable(f"{name} (compute capability {major}.{minor}) has no bfloat16: give --dtype float16")
 
 
 def check_stage_devices(config: EngineConfig, devices: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from agentkv.errors import ConfigError
+from agentkv_engine.errors import OutOfMemory
 from agentkv_evals.bench.decode import run_decode
 from agentkv_evals.bench.memory import run_memory
 from agentkv_evals.bench.ttft import run_ttft
@@ -48,7 +49,7 @@ def run_benchmark(settings: Settings, console: Console | None = None) -> dict[st
             raise ConfigError(f"can't write {path}: make the folder {path.parent} first")
     try:
         result = _run(settings, device, console or Console())
-    except torch.cuda.OutOfMemoryError as error:
+    except (torch.cuda.OutOfMemoryError, OutOfMemory) as error:
         reason = str(error).partition(".")[0]
         raise ConfigError(f"{settings.shape} does not fit ({reason}): take a smaller shape, length or batch") from None
     content = {
