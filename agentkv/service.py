@@ -294,11 +294,13 @@ class Service:
             self._end(chat, EngineRestarting(str(output.error)) if lost else InvalidRequest(str(output.error)))
             return
         piece, ended = chat.take(output)
+        if ended is None:  # the reader need not wait until the prompt is kept
+            chat.stream.push(chat.delta(piece, output, None))
         if output.sources is not None:
             self._prompt_is_done(chat)
         if ended is not None:
             self._reply_is_done(chat, stopped_early=output.finish_reason is None)
-        chat.stream.push(chat.delta(piece, output, ended))
+            chat.stream.push(chat.delta(piece, output, ended))
 
     def _prompt_is_done(self, chat: RunningChat) -> None:
         if chat.request.mode is ReuseMode.SCREENED:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -100,6 +101,20 @@ def test_whoever_waits_for_words_is_served_when_their_writer_is_cancelled(servic
     )
     first.cancel()
     assert list(second)[-1].finish_reason in ("stop", "length")
+
+
+def test_the_first_token_does_not_wait_until_the_prompt_is_kept(service: Service, monkeypatch) -> None:
+    has_come, waited, keep_prompt = threading.Event(), [], service._keeper.keep_prompt
+
+    def keep(*prompt) -> None:
+        waited.append(has_come.wait(timeout=5))
+        keep_prompt(*prompt)
+
+    monkeypatch.setattr(service._keeper, "keep_prompt", keep)
+    chat = ChatRequest(messages=messages("You read.", REPORT), reuse=Reuse.SCREENED, max_tokens=4)
+    for _ in service.submit(chat):
+        has_come.set()
+    assert waited == [True]
 
 
 def test_the_same_new_text_twice_in_one_prompt(service: Service) -> None:
