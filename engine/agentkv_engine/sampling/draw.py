@@ -64,7 +64,7 @@ def _top_p(logits_BV: Tensor, top_p_B1: Tensor) -> Tensor:
         before_BK = probabilities_BK.cumsum(-1) - probabilities_BK
         num_kept_B1 = (before_BK < top_p_B1).sum(-1, keepdim=True)
         if count == logits_BV.shape[1] or bool((num_kept_B1 < count).all()):
-            least_B1 = best_BK.gather(1, num_kept_B1 - 1)
+            least_B1 = best_BK.gather(1, (num_kept_B1 - 1).clamp_min(0))  # float32 rounds a tiny top_p to 0
             least_B1 = least_B1.masked_fill(top_p_B1 == 1, float("-inf"))
             return logits_BV.masked_fill(logits_BV < least_B1, float("-inf"))
     raise AssertionError("the whole vocabulary has been looked at")

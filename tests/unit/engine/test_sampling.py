@@ -30,7 +30,7 @@ PARAMS = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
     top_k=st.sampled_from([0, 1, 7, 50, 200]),
-    top_p=st.sampled_from([1e-6, 0.3, 0.9, 1.0]),
+    top_p=st.sampled_from([5e-324, 1e-6, 0.3, 0.9, 1.0]),
     min_p=st.sampled_from([0.0, 0.05, 1.0]),
     repetition_penalty=st.sampled_from([1.0, 0.7, 1.3]),
     presence_penalty=st.sampled_from([0.0, -1.0, 1.5]),
