@@ -1,11 +1,12 @@
 # make demo  - install into .venv and run the multi-agent demo
 # make test  - install into .venv and run the tests
+# make fuzz  - run schemathesis against the server
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format train clean
+.PHONY: demo test check fuzz format train clean
 
 demo: $(STAMP)
 	$(BIN)/agentkv demo
@@ -18,6 +19,14 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# Every route of a server of the embedded model, asked thousands of things; see schemathesis.toml.
+FUZZ_PORT ?= 18434
+fuzz: $(STAMP)
+	$(BIN)/agentkv serve --port $(FUZZ_PORT) --context-length 512 --api-key fuzz --no-access-log & server=$$!; \
+	trap "kill $$server" EXIT INT TERM; \
+	$(BIN)/schemathesis run http://127.0.0.1:$(FUZZ_PORT)/openapi.json --header 'Authorization: Bearer fuzz' \
+		--wait-for-schema 60 --request-timeout 60 --max-examples 12 --seed 1 --continue-on-failure
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -71,7 +71,7 @@ def create_app(service: HostedService, settings: ServerSettings | None = None, g
     app.include_router(segment_routes(serving, service))
     app.include_router(model_routes(service, int(time.time()), gate.caller))
     app.include_router(operation_routes(service, metrics, gate, _metrics_authenticator(settings, gate.caller)))
-    describe(app, _BODIES)
+    describe(app, _BODIES, model_id=service.model_id, needs_key=bool(settings.all_api_keys()))
     return app
 
 

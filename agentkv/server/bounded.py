@@ -34,8 +34,10 @@ def _sizes(value: dict[Any, Any], most: int) -> dict[str, Any]:
 Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16, fail_fast=True)]
 """Strings that end a reply."""
 
-TemplateOptions = Annotated[dict[str, bool | int | float | str | None], at_most(MOST_OPTIONS)]
+TemplateOptions = Annotated[
+    dict[str, bool | int | float | str | None], Field(max_length=MOST_OPTIONS), at_most(MOST_OPTIONS)
+]
 """Variables of the model's chat template."""
 
-Metadata = Annotated[dict[str, str], at_most(MOST_OPTIONS)]
+Metadata = Annotated[dict[str, str], Field(max_length=MOST_OPTIONS), at_most(MOST_OPTIONS)]
 """What a client wants to find again in the answer."""

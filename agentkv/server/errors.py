@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from agentkv.errors import AgentKVError, EngineRestarting, InvalidRequest, ServiceClosed
+from agentkv.server.allowed import allowed_methods
 from agentkv.server.request_id import HEADER, request_id
 
 logger = logging.getLogger(__name__)
@@ -192,7 +193,11 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         what = f"{request.method} {request.url.path}: {error.detail}"
         code = HTTPStatus(error.status_code).name.lower()
-        return error_response(request, ApiError(error.status_code, what, code=code, headers=error.headers))
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            methods = allowed_methods(app.openapi()["paths"], request.url.path)
+            headers |= {"Allow": ", ".join(methods)} if methods else {}
+        return error_response(request, ApiError(error.status_code, what, code=code, headers=headers))
 
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(AgentKVError, known)

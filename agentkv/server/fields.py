@@ -5,7 +5,9 @@ with a value that asks for nothing; any other is refused by name.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import WithJsonSchema
 
 from agentkv.server.errors import ApiError
 
@@ -22,6 +24,21 @@ class FieldPolicy:
         self._harmless = harmless
         self._neutral = neutral
 
+    def describe(self, schema: dict[str, Any]) -> None:
+        """Tell a body's JSON schema of these fields, and that there are no others."""
+        known = schema.setdefault("properties", {})
+        for name in sorted(self._harmless - known.keys()):
+            known[name] = {"description": "Accepted; it changes nothing."}
+        for name, values in sorted(self._neutral.items()):
+            known.setdefault(name, {"enum": [None, *values], "description": "Not supported but for these values."})
+        schema["additionalProperties"] = False
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of an object that has these fields only."""
+        schema: dict[str, Any] = {"type": "object"}
+        self.describe(schema)
+        return schema
+
     def check(self, fields: Mapping[str, Any], where: str = "") -> None:
         """Pass or refuse `fields`; `where` is the path in front of their names.
 
@@ -35,7 +52,7 @@ class FieldPolicy:
             if name not in self._neutral:
                 message = f"{param}: this server knows no such field; leave it out"
                 raise ApiError(400, message, param=param, code="unknown_parameter")
-            if value not in self._neutral[name]:
+            if not any(value == other and type(value) is type(other) for other in self._neutral[name]):
                 message = f"{param}: not supported by this version of agentkv; leave it out"
                 raise ApiError(400, message, param=param, code="unsupported_parameter")
 
@@ -110,3 +127,5 @@ ANTHROPIC_FIELDS = FieldPolicy(
 STREAM_OPTIONS = FieldPolicy(
     harmless=frozenset({"include_usage", "include_obfuscation"}), neutral={"continuous_usage_stats": (False,)}
 )
+
+StreamOptions = Annotated[dict[str, Any], WithJsonSchema(STREAM_OPTIONS.schema())]

@@ -1,13 +1,19 @@
 """`/openapi.json`: what the routes take and answer. FastAPI has to be told of bodies that `read_body` reads."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
+from agentkv.server.errors import ANTHROPIC_PATH
+
 _SCHEMAS = "#/components/schemas/"
+_KEYS = {
+    "key": {"type": "http", "scheme": "bearer"},
+    "x_api_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 
 
 class ErrorDetail(BaseModel):
@@ -25,26 +31,45 @@ class ErrorEnvelope(BaseModel):
     error: ErrorDetail
 
 
-def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> None:
+class AnthropicError(BaseModel):
+    """What went wrong, in Anthropic's words."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorEnvelope(BaseModel):
+    """Anthropic's shape of every answer that is no success."""
+
+    type: Literal["error"]
+    error: AnthropicError
+    request_id: str
+
+
+def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]], *, model_id: str, needs_key: bool) -> None:
     """Let `app` publish its schema.
 
     Args:
         app: with all its routes.
         bodies: of those that take one, by path.
+        model_id: the model that is served, the only one to ask for.
+        needs_key: API keys are set.
     """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-            schemas.clear()  # FastAPI's own shape of validation errors: ours is another
+            for theirs in ("HTTPValidationError", "ValidationError"):  # our shape of errors is another
+                schemas.pop(theirs, None)
             for path, operation in _operations(schema):
                 if path in bodies:
-                    operation["requestBody"] = _body(bodies[path], schemas)
-                _add_errors(operation, schemas)
-                if path.startswith("/v1/") or path in ("/metrics", "/tokenize", "/detokenize"):
-                    operation["security"] = [{"key": []}, {}]
-            schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                    operation["requestBody"] = _body(bodies[path], model_id, schemas)
+                errors = AnthropicErrorEnvelope if path.startswith(ANTHROPIC_PATH) else ErrorEnvelope
+                _add_errors(operation, errors, schemas)
+                if needs_key and (path.startswith("/v1/") or path in ("/metrics", "/tokenize", "/detokenize")):
+                    operation["security"] = [{"key": []}, {"x_api_key": []}]
+            schema["components"]["securitySchemes"] = _KEYS
             app.openapi_schema = schema
         return app.openapi_schema
 
@@ -57,13 +82,18 @@ def _operations(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield path, operation
 
 
-def _body(model: type[BaseModel], schemas: dict[str, Any]) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": _reference(model, schemas)}}}
+def _body(model: type[BaseModel], model_id: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    reference = _reference(model, schemas)
+    properties = schemas[model.__name__]["properties"]
+    if "model" in properties:
+        unset = [] if model.model_fields["model"].is_required() else [None]
+        properties["model"] = {"title": "Model", "enum": [model_id, *unset]}
+    return {"required": True, "content": {"application/json": {"schema": reference}}}
 
 
-def _add_errors(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+def _add_errors(operation: dict[str, Any], envelope: type[BaseModel], schemas: dict[str, Any]) -> None:
     operation["responses"].pop("422", None)
-    content = {"application/json": {"schema": _reference(ErrorEnvelope, schemas)}}
+    content = {"application/json": {"schema": _reference(envelope, schemas)}}
     operation["responses"] |= {
         "4XX": {"description": "The caller's mistake, or a limit.", "content": content},
         "5XX": {"description": "The server's fault, or it is busy or about to end.", "content": content},

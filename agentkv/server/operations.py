@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 import agentkv
 from agentkv.metrics import CONTENT_TYPE, Metrics
+from agentkv.server.answers import ModelAnswer, ModelsAnswer, StatusAnswer, VersionAnswer, answers
 from agentkv.server.auth import Authenticator, MetricsAuthenticator
 from agentkv.server.errors import ApiError, model_not_found
 from agentkv.server.gate import Gate
@@ -26,11 +27,11 @@ def model_routes(service: HostedService, created: int, auth: Authenticator) -> A
             "max_model_len": service.context_length,
         }
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", **answers(ModelsAnswer))
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [served()]}
 
-    @router.get("/v1/models/{model:path}")  # names of hubs have slashes
+    @router.get("/v1/models/{model:path}", **answers(ModelAnswer))  # names of hubs have slashes
     async def retrieve_model(model: str) -> dict[str, Any]:
         if model != service.model_id:
             raise model_not_found(model, service.model_id)
@@ -45,21 +46,21 @@ def operation_routes(
     """Health, without figures, and version for everybody; metrics, which show what all keys do, for operators."""
     router = APIRouter()
 
-    @router.get("/health")
+    @router.get("/health", **answers(StatusAnswer))
     async def health() -> JSONResponse:
         status = service.health()["status"]
         if status == "ok":
             return JSONResponse({"status": status})
         return JSONResponse(not_ready(status).envelope() | {"status": status}, status_code=503)
 
-    @router.get("/ready")
+    @router.get("/ready", **answers(StatusAnswer))
     async def ready() -> dict[str, str]:
         status = "draining" if gate.draining else service.health()["status"]
         if status != "ok":
             raise not_ready(status)
         return {"status": "ready"}
 
-    @router.get("/version")
+    @router.get("/version", **answers(VersionAnswer))
     async def version() -> dict[str, str]:
         return {"version": agentkv.__version__}
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from agentkv.sampling import Sampling
@@ -15,6 +15,12 @@ MOST_BIAS = 100
 
 MOST_CHOICES = 128
 """OpenAI's limit of `n`."""
+
+_BIASES = {
+    "type": "object",
+    "propertyNames": {"pattern": f"^[0-9]{{1,{MOST_DIGITS}}}$"},
+    "additionalProperties": {"type": "number", "minimum": -MOST_BIAS, "maximum": MOST_BIAS},
+}
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -47,7 +53,7 @@ class SamplingBody(BaseModel):
     repetition_penalty: Annotated[float, Field(ge=1e-3, le=1e3, allow_inf_nan=False)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[str, float], BeforeValidator(biases)] | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(biases), WithJsonSchema(_BIASES)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
 

@@ -1,7 +1,8 @@
 """Message content that may be a text or a list of parts."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, BeforeValidator
 from pydantic_core import PydanticCustomError
 
 
@@ -28,3 +29,14 @@ def join_parts(content: Any, *, kinds: tuple[str, ...] = ("text",)) -> Any:
             )
         texts.append(text)
     return "".join(texts)
+
+
+class TextPart(BaseModel):
+    """A part of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+Text = Annotated[str, BeforeValidator(join_parts, json_schema_input_type=str | list[TextPart] | None)]
+"""Text, or parts of it."""

@@ -6,17 +6,25 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from agentkv.server.chat.body import MessageBody
+from agentkv.server.answers import DetokenizeAnswer, TokenizeAnswer, answers
+from agentkv.server.chat.body import MessageBody, to_messages
 from agentkv.server.errors import ApiError
 from agentkv.server.hosted import HostedService
 from agentkv.server.serving import Serving
+
+_ONE_OF_THEM: dict[str, Any] = {
+    "oneOf": [
+        {"properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}, "required": [given]}
+        for given, other in (("prompt", "messages"), ("messages", "prompt"))
+    ]
+}
 
 
 class TokenizeBody(BaseModel):
     """A text, or the messages of a chat. Only what the server does with them is taken: a text gets no special tokens,
     and messages are followed by what asks for a reply."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=_ONE_OF_THEM)
 
     model: str | None = None
     prompt: str | None = None
@@ -46,7 +54,7 @@ def token_routes(serving: Serving, service: HostedService) -> APIRouter:
     """Both routes. They run no model, but tokenising is work: it counts against a key's limit."""
     router = APIRouter()
 
-    @router.post("/tokenize")
+    @router.post("/tokenize", **answers(TokenizeAnswer))
     async def tokenize(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:
         body = await serving.read(request, TokenizeBody)
         if body.model is not None:
@@ -54,7 +62,7 @@ def token_routes(serving: Serving, service: HostedService) -> APIRouter:
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages", param="prompt", code="invalid_value")
         body.check_length(serving.settings.max_tokenize_characters)
-        text = body.prompt if body.messages is None else [message.to_message() for message in body.messages]
+        text = body.prompt if body.messages is None else to_messages(body.messages)
         token_ids = await asyncio.to_thread(service.texts.tokenize, text or "", tenant=tenant)
         return {
             "count": len(token_ids),
@@ -63,7 +71,7 @@ def token_routes(serving: Serving, service: HostedService) -> APIRouter:
             "token_strs": list(service.texts.names(token_ids)) if body.return_token_strs else None,
         }
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", **answers(DetokenizeAnswer))
     async def detokenize(request: Request, _: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:
         body = await serving.read(request, DetokenizeBody)
         if body.model is not None:

@@ -1,7 +1,8 @@
 """The body of `/v1/chat/completions`: its shape, and the `ChatRequest` it stands for."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -9,9 +10,9 @@ from agentkv.api import ChatMessage, ChatRequest, Reuse
 from agentkv.server.bounded import MOST_TOOLS, Stops, TemplateOptions
 from agentkv.server.chat.tools import FormatBody, ToolCallBody, ToolChoiceBody, to_response_format, to_tool_use
 from agentkv.server.errors import ApiError
-from agentkv.server.fields import CHAT_FIELDS, MESSAGE_FIELDS, STREAM_OPTIONS
+from agentkv.server.fields import CHAT_FIELDS, MESSAGE_FIELDS, STREAM_OPTIONS, StreamOptions
 from agentkv.server.sampling_body import SamplingBody
-from agentkv.server.text_parts import join_parts
+from agentkv.server.text_parts import Text
 from agentkv.server.tools import ToolBody
 
 Label = Annotated[str, Field(max_length=256)]
@@ -24,13 +25,17 @@ def stop_strings(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
+_GivenStops: TypeAlias = Annotated[str, Field(min_length=1)] | Stops | None
+StopStrings = BeforeValidator(stop_strings, json_schema_input_type=_GivenStops)
+
+
 class MessageBody(BaseModel):
     """One message as clients send it."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=MESSAGE_FIELDS.describe)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, BeforeValidator(join_parts)] = ""
+    content: Text = ""
     name: Label | None = None
     tool_calls: Annotated[list[ToolCallBody], Field(fail_fast=True)] | None = None
     tool_call_id: Label | None = None
@@ -49,6 +54,17 @@ class MessageBody(BaseModel):
         )
 
 
+def to_messages(bodies: Sequence[MessageBody]) -> tuple[ChatMessage, ...]:
+    """The middleware's messages.
+
+    Raises:
+        ApiError: 400, a field of one that can't be honoured.
+    """
+    for index, body in enumerate(bodies):
+        MESSAGE_FIELDS.check(body.model_extra or {}, f"messages[{index}].")
+    return tuple(body.to_message() for body in bodies)
+
+
 class VendorBody(BaseModel):
     """The vendor field `agentkv`: which kept KV this chat may read, and the rule that repairs it."""
 
@@ -61,17 +77,17 @@ class VendorBody(BaseModel):
 class ChatBody(SamplingBody):
     """A chat completion request. Fields beyond these are passed or refused by `CHAT_FIELDS`."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=CHAT_FIELDS.describe)
 
     model: str
     messages: Annotated[list[MessageBody], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: Annotated[Stops, BeforeValidator(stop_strings), Field(default=[])]
+    stop: Annotated[Stops, StopStrings, Field(default=[])]
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
     tools: Annotated[list[ToolBody], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoiceBody | None = None
     parallel_tool_calls: bool | None = None
@@ -104,11 +120,9 @@ class ChatBody(SamplingBody):
         """
         CHAT_FIELDS.check(self.model_extra or {})
         STREAM_OPTIONS.check(self.stream_options or {}, "stream_options.")
-        for index, message in enumerate(self.messages):
-            MESSAGE_FIELDS.check(message.model_extra or {}, f"messages[{index}].")
         vendor = self.agentkv or VendorBody()
         return ChatRequest(
-            messages=tuple(message.to_message() for message in self.messages),
+            messages=to_messages(self.messages),
             tools=to_tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
             response_format=to_response_format(self.response_format),
             template_options=self.chat_template_kwargs or {},

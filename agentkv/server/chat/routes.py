@@ -5,6 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from agentkv.server.answers import answers
+from agentkv.server.chat.answer import ChatAnswer
 from agentkv.server.chat.body import ChatBody
 from agentkv.server.chat.reply import Reply
 from agentkv.server.event_stream import EventStream
@@ -16,7 +18,7 @@ def chat_routes(serving: Serving) -> APIRouter:
     """The route of chat completions."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", responses={200: {"content": {"text/event-stream": {}}}})
+    @router.post("/v1/chat/completions", **answers(ChatAnswer, streams=True))
     async def create_chat_completion(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> Response:
         try:
             body = await serving.read(request, ChatBody)

@@ -11,13 +11,17 @@ from agentkv.server.tools import AllowedToolsChoice, Choice, NamedTool, ToolBody
 ToolChoiceBody = Choice | NamedTool | AllowedToolsChoice
 
 
+def _or_empty(arguments: Any) -> Any:
+    return "{}" if arguments is None or arguments == "" else arguments
+
+
 class CalledFunction(BaseModel):
     """The function of a call."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
     name: str
-    arguments: Annotated[str, BeforeValidator(lambda value: value or "{}")] = "{}"
+    arguments: Annotated[str, BeforeValidator(_or_empty, json_schema_input_type=str | None)] = "{}"
 
 
 class ToolCallBody(BaseModel):

@@ -8,9 +8,9 @@ from pydantic_core import PydanticCustomError
 
 from agentkv.api import ChatRequest
 from agentkv.server.bounded import Stops
-from agentkv.server.chat.body import Label, VendorBody, stop_strings
+from agentkv.server.chat.body import Label, StopStrings, VendorBody
 from agentkv.server.errors import ApiError
-from agentkv.server.fields import COMPLETION_FIELDS, STREAM_OPTIONS
+from agentkv.server.fields import COMPLETION_FIELDS, STREAM_OPTIONS, StreamOptions
 from agentkv.server.sampling_body import SamplingBody
 
 DEFAULT_MAX_TOKENS = 16
@@ -18,6 +18,10 @@ DEFAULT_MAX_TOKENS = 16
 MOST_PROMPTS = 128
 
 Prompt = str | tuple[int, ...]
+_Text = Annotated[str, Field(min_length=1)]
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+_Texts = Annotated[list[_Text], Field(min_length=1, max_length=MOST_PROMPTS)]
+_Lists = Annotated[list[_TokenIds], Field(min_length=1, max_length=MOST_PROMPTS)]
 
 
 def prompts(value: Any) -> Any:
@@ -31,31 +35,31 @@ def prompts(value: Any) -> Any:
 
 def one_prompt(value: Any) -> Any:
     """A text, or token ids as a tuple."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         return value
     ids = isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
     if not ids or not value:
-        raise PydanticCustomError("prompt", "a prompt is a text, or a list of token ids that is not empty")
+        raise PydanticCustomError("prompt", "a prompt is a text or a list of token ids, and not empty")
     return tuple(value)
 
 
 class CompletionBody(SamplingBody):
     """A completion request. Fields beyond these are passed or refused by `COMPLETION_FIELDS`."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=COMPLETION_FIELDS.describe)
 
     model: str
     prompt: Annotated[
         list[Annotated[Prompt, BeforeValidator(one_prompt)]],
         Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True),
-        BeforeValidator(prompts),
+        BeforeValidator(prompts, json_schema_input_type=_Text | _TokenIds | _Texts | _Lists),
     ]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    stop: Annotated[Stops, BeforeValidator(stop_strings), Field(default=[])]
+    stop: Annotated[Stops, StopStrings, Field(default=[])]
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
     best_of: int | None = None
     suffix: str | None = None
     cache_salt: Label | None = None

@@ -5,6 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from agentkv.server.answers import answers
+from agentkv.server.completions.answer import CompletionAnswer
 from agentkv.server.completions.body import CompletionBody
 from agentkv.server.completions.reply import CompletionReply
 from agentkv.server.event_stream import EventStream
@@ -16,7 +18,7 @@ def completion_routes(serving: Serving) -> APIRouter:
     """The route of text completions."""
     router = APIRouter()
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", **answers(CompletionAnswer, streams=True))
     async def create_completion(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> Response:
         try:
             body = await serving.read(request, CompletionBody)

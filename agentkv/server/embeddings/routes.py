@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
+from agentkv.server.answers import answers
 from agentkv.server.disconnect import unless_disconnected
+from agentkv.server.embeddings.answer import EmbeddingsAnswer
 from agentkv.server.embeddings.body import EmbeddingsBody
 from agentkv.server.hosted import HostedService
 from agentkv.server.served_chat import took_too_long
@@ -16,7 +18,7 @@ def embedding_routes(serving: Serving, service: HostedService) -> APIRouter:
     """The route of embeddings."""
     router = APIRouter()
 
-    @router.post("/v1/embeddings")
+    @router.post("/v1/embeddings", **answers(EmbeddingsAnswer))
     async def create_embeddings(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:
         body = await serving.read(request, EmbeddingsBody)
         serving.check_model(body.model)

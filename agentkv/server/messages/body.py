@@ -12,10 +12,8 @@ from agentkv.sampling import Sampling
 from agentkv.server.bounded import MOST_TOOLS, Stops
 from agentkv.server.chat.body import Label, VendorBody
 from agentkv.server.fields import ANTHROPIC_FIELDS
-from agentkv.server.text_parts import join_parts
+from agentkv.server.text_parts import Text
 from agentkv.server.tools import ToolName, tool_use
-
-Text = Annotated[str, BeforeValidator(join_parts)]
 
 
 class TextBlock(BaseModel):
@@ -70,7 +68,9 @@ class MessageBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[Block], Field(fail_fast=True), BeforeValidator(_blocks)]
+    content: Annotated[
+        list[Block], Field(fail_fast=True), BeforeValidator(_blocks, json_schema_input_type=str | list[Block])
+    ]
 
     def to_messages(self) -> Iterator[ChatMessage]:
         """The middleware's messages: what tools answered stands for itself."""
@@ -130,7 +130,7 @@ class ThinkingBody(BaseModel):
 class PromptBody(BaseModel):
     """What a prompt is made of: all that is needed to count its tokens."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=ANTHROPIC_FIELDS.describe)
 
     model: str
     messages: Annotated[list[MessageBody], Field(min_length=1, fail_fast=True)]

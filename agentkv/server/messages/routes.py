@@ -9,9 +9,11 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from agentkv.api import ChatDelta
+from agentkv.server.answers import CountAnswer, answers
 from agentkv.server.errors import ApiError, anthropic_envelope
 from agentkv.server.event_stream import EventStream, event
 from agentkv.server.hosted import HostedService
+from agentkv.server.messages.answer import AnthropicMessage
 from agentkv.server.messages.body import AnthropicBody, PromptBody
 from agentkv.server.messages.reply import MessageReply
 from agentkv.server.served_chat import ServedChats
@@ -22,7 +24,7 @@ def message_routes(serving: Serving, service: HostedService) -> APIRouter:
     """The routes of messages."""
     router = APIRouter()
 
-    @router.post("/v1/messages")
+    @router.post("/v1/messages", **answers(AnthropicMessage, streams=True))
     async def create_message(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> Response:
         try:
             body = await serving.read(request, AnthropicBody)
@@ -39,7 +41,7 @@ def message_routes(serving: Serving, service: HostedService) -> APIRouter:
                 _ = list(reply.add(last))
         return JSONResponse(reply.message(last, chats.usage))
 
-    @router.post("/v1/messages/count_tokens")
+    @router.post("/v1/messages/count_tokens", **answers(CountAnswer))
     async def count_tokens(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, int]:
         try:
             body = await serving.read(request, PromptBody)

@@ -70,10 +70,12 @@ def _items(value: Any) -> Any:
 class ResponseBody(BaseModel):
     """A request for a response. Fields beyond these are passed or refused by `RESPONSE_FIELDS`."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=RESPONSE_FIELDS.describe)
 
     model: str
-    input: Annotated[list[Item], Field(fail_fast=True), BeforeValidator(_items)]
+    input: Annotated[
+        list[Item], Field(fail_fast=True), BeforeValidator(_items, json_schema_input_type=str | list[Item])
+    ]
     instructions: str | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Choice | NamedChoice | AllowedChoice | None = None

@@ -14,8 +14,18 @@ from agentkv.api import ChatMessage, ToolCall
 from agentkv.server.text_parts import join_parts
 
 
+class ItemPart(BaseModel):
+    """A part of text, given or said before."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
 def _text(value: Any) -> Any:
     return join_parts(value, kinds=("input_text", "output_text", "text"))
+
+
+Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str | list[ItemPart] | None)]
 
 
 class MessageItem(BaseModel):
@@ -25,7 +35,7 @@ class MessageItem(BaseModel):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text)]
+    content: Text
 
 
 class CallItem(BaseModel):
@@ -46,7 +56,7 @@ class OutputItem(BaseModel):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: Annotated[str, BeforeValidator(_text)]
+    output: Text
 
 
 class ReasoningItem(BaseModel):

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
+from agentkv.server.answers import answers
 from agentkv.server.errors import ApiError
 from agentkv.server.event_stream import EventStream, event
+from agentkv.server.responses.answer import DeletedResponse, ResponseAnswer
 from agentkv.server.responses.body import ResponseBody
 from agentkv.server.responses.reply import ResponseReply
 from agentkv.server.responses.store import ResponseStore, StoredResponse
@@ -23,7 +25,7 @@ def response_routes(serving: Serving) -> APIRouter:
     router = APIRouter()
     store = ResponseStore(serving.settings.max_stored_bytes_per_key)
 
-    @router.post("/v1/responses")
+    @router.post("/v1/responses", **answers(ResponseAnswer, streams=True))
     async def create_response(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> Response:
         try:
             body = await serving.read(request, ResponseBody)
@@ -52,11 +54,11 @@ def response_routes(serving: Serving) -> APIRouter:
         done(response)
         return JSONResponse(response)
 
-    @router.get("/v1/responses/{response_id}")
+    @router.get("/v1/responses/{response_id}", **answers(ResponseAnswer))
     async def retrieve_response(response_id: str, tenant: Annotated[str, Depends(serving.auth)]) -> Response:
         return Response(store.get(tenant, response_id).body, media_type="application/json")
 
-    @router.delete("/v1/responses/{response_id}")
+    @router.delete("/v1/responses/{response_id}", **answers(DeletedResponse))
     async def delete_response(response_id: str, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:
         store.delete(tenant, response_id)
         return {"id": response_id, "object": "response", "deleted": True}

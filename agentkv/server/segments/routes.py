@@ -11,10 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agentkv.api import ChatRequest, Reuse
 from agentkv.segment_api import SegmentInfo, SegmentManager
-from agentkv.server.chat.body import Label, MessageBody
+from agentkv.server.answers import answers
+from agentkv.server.chat.body import Label, MessageBody, to_messages
 from agentkv.server.errors import ApiError
 from agentkv.server.hosted import HostedService
 from agentkv.server.query import only_known_parameters
+from agentkv.server.segments.answer import (
+    DeletedAnswer,
+    PinnedAnswer,
+    SegmentsAnswer,
+    StatsAnswer,
+    UnpinnedAnswer,
+    WarmAnswer,
+)
 from agentkv.server.serving import Serving
 from agentkv.wire import usage_object
 
@@ -39,12 +48,12 @@ def segment_routes(serving: Serving, service: HostedService) -> APIRouter:
     router = APIRouter(prefix="/v1/agentkv", dependencies=[Depends(only_known_parameters)])
     caller = serving.auth.caller
 
-    @router.get("/segments")
+    @router.get("/segments", **answers(SegmentsAnswer))
     async def list_segments(tenant: Annotated[str, Depends(caller)]) -> dict[str, Any]:
         listed = await asyncio.to_thread(service.segments.list, tenant=tenant)
         return {"object": "list", "data": [{"object": "segment", **asdict(info)} for info in listed]}
 
-    @router.delete("/segments")
+    @router.delete("/segments", **answers(DeletedAnswer))
     async def delete_segments(
         tenant: Annotated[str, Depends(caller)],
         thread: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
@@ -55,7 +64,7 @@ def segment_routes(serving: Serving, service: HostedService) -> APIRouter:
         deleted = await asyncio.to_thread(service.segments.delete, **which, tenant=tenant)
         return {"deleted": deleted}
 
-    @router.delete("/segments/{segment_id}")
+    @router.delete("/segments/{segment_id}", **answers(DeletedAnswer))
     async def delete_segment(segment_id: str, tenant: Annotated[str, Depends(caller)]) -> dict[str, int]:
         deleted = await asyncio.to_thread(service.segments.delete, segment_id=segment_id, tenant=tenant)
         if not deleted:
@@ -63,17 +72,17 @@ def segment_routes(serving: Serving, service: HostedService) -> APIRouter:
             raise ApiError(404, message, param="segment", code="segment_not_found")
         return {"deleted": deleted}
 
-    @router.post("/segments/{segment_id}/pin")
+    @router.post("/segments/{segment_id}/pin", **answers(PinnedAnswer))
     async def pin_segment(segment_id: str, tenant: Annotated[str, Depends(caller)]) -> dict[str, bool]:
         await asyncio.to_thread(service.segments.pin, segment_id, tenant=tenant)
         return {"pinned": True}
 
-    @router.post("/segments/{segment_id}/unpin")
+    @router.post("/segments/{segment_id}/unpin", **answers(UnpinnedAnswer))
     async def unpin_segment(segment_id: str, tenant: Annotated[str, Depends(caller)]) -> dict[str, bool]:
         unpinned = await asyncio.to_thread(service.segments.unpin, segment_id, tenant=tenant)
         return {"pinned": False, "unpinned": unpinned}
 
-    @router.post("/segments/warm")
+    @router.post("/segments/warm", **answers(WarmAnswer))
     async def warm(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:
         body = await serving.read(request, WarmBody)
         if body.model is not None:
@@ -89,7 +98,7 @@ def segment_routes(serving: Serving, service: HostedService) -> APIRouter:
             await asyncio.to_thread(_pin_all, service.segments, found, tenant)
         return {"segments": [info.segment_id for info in found], "usage": usage_object(chats.usage)}
 
-    @router.get("/stats")
+    @router.get("/stats", **answers(StatsAnswer))
     async def stats(tenant: Annotated[str, Depends(caller)]) -> dict[str, Any]:
         listed = await asyncio.to_thread(service.segments.list, tenant=tenant)
         return {
@@ -116,7 +125,7 @@ def _pin_all(segments: SegmentManager, infos: Sequence[SegmentInfo], tenant: str
 def _reading(body: WarmBody) -> ChatRequest:
     """A chat whose prompt is kept; it generates the one token without which a prompt is not done."""
     return ChatRequest(
-        messages=tuple(message.to_message() for message in body.messages),
+        messages=to_messages(body.messages),
         max_tokens=1,
         reuse=Reuse.SCREENED,
         agent=body.agent_hint or None,

@@ -152,6 +152,7 @@ def test_fields_that_change_nothing_pass(http: httpx.Client, service: FakeServic
     ("field", "value"),
     [
         ("return_token_ids", True),
+        ("return_token_ids", 0),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("modalities", ["text", "audio"]),
@@ -266,6 +267,21 @@ def test_unknown_routes_and_methods_get_the_envelope(http: httpx.Client, method:
     assert response.status_code == status
     assert path in envelope(response)["message"]
     assert ("allow" in response.headers) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/agentkv/segments", "DELETE, GET"),
+        ("/v1/agentkv/segments/warm", "POST"),
+        ("/v1/agentkv/segments/7", "DELETE"),
+        ("/v1/responses/x", "DELETE, GET"),
+        ("/v1/models/fake/model", "GET"),
+    ],
+)
+def test_all_methods_of_a_path_are_named(http: httpx.Client, path: str, methods: str) -> None:
+    response = http.request("PATCH", path)
+    assert (response.status_code, response.headers["allow"]) == (405, methods)
 
 
 def test_a_model_that_is_not_served_is_not_found(http: httpx.Client, service: FakeService) -> None:
