@@ -15,7 +15,7 @@ from agentkv_engine.model.operations import TorchOperations
 from agentkv_engine.request import Request, ReuseMode, SamplingParams
 from agentkv_engine.reuse import Probe
 from agentkv_engine.runner.forward import EagerForward
-from engine_driver import Answer, FixedPlan, keep, prompt_of, run, span_of
+from engine_driver import ONE, Answer, FixedPlan, keep, prompt_of, run, span_of
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -155,22 +155,31 @@ def test_no_memory_captures_nothing(decoder) -> None:
     assert forward.num_graphs == 0
 
 
-def test_rows_of_several_depths_are_launched_one_by_one(decoder) -> None:
+@pytest.mark.parametrize("most_deepened", [0, 1000])
+def test_rows_of_several_depths(decoder, most_deepened: int) -> None:
+    """They are launched one by one; or run as a whole, and what the shallow ones write further up changes nothing."""
     engine, forward = engine_with(decoder, replayed=True, levels=(1, decoder.config.num_layers))
-    resident = keep(engine, AUTHOR, 10, 50)
-    for number in range(3):
-        request = Request(
-            request_id=f"reader {number}",
-            token_ids=PROMPT,
-            sampling=SamplingParams(max_tokens=1),
-            mode=ReuseMode.SCREENED,
-            tenant=str(number),
-            spans=(span_of(resident, 13),),
-            selector=FixedPlan({20: 1, 21: 3}),
-        )
-        run(engine, request)
+    plain, _ = engine_with(decoder, replayed=False, levels=(1, decoder.config.num_layers))
+    engine._runner._inputs._most_deepened = most_deepened
+    logits = []
+    for one in (engine, plain):
+        resident = keep(one, AUTHOR, 10, 50)
+        for number in range(3):
+            request = Request(
+                request_id=f"reader {number}",
+                token_ids=PROMPT,
+                sampling=ONE,
+                mode=ReuseMode.SCREENED,
+                tenant=str(number),
+                spans=(span_of(resident, 13),),
+                selector=FixedPlan({20: 1, 21: 3}, Probe(positions=(55, 60), depth=1)),
+                return_logits=True,
+            )
+            answer = run(one, request)[request.request_id]
+        logits.append(answer.logits)
     assert forward is not None
-    assert forward.num_graphs == 0
+    assert (forward.num_graphs > 0) == (most_deepened > 0)
+    assert (logits[0] - logits[1]).abs().max() < 1e-3
 
 
 def test_buckets() -> None:

@@ -342,6 +342,47 @@ def test_a_mere_look_runs_no_rows_and_must_name_some_the_second_time(decoder: De
     assert engine.memory().pinned == 0
 
 
+@dataclass(slots=True)
+class LookThenProbe(Look):
+    """Looks before any row has run, then once more with the last rows probed."""
+
+    def probe(self, view: ReuseView) -> Probe:
+        return Probe(positions=(), depth=1)
+
+    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan | Probe:
+        assert observation is not None
+        if len(observation.probes) == 1:
+            self.saw.append(observation.reading(1, [Reread(positions=SPAN, left_out=((5, 30),))]))
+            return Probe(positions=tuple(self.rows), depth=3)
+        self.saw.append(observation.attention(2, self.rows))
+        return RepairPlan()
+
+
+def test_rows_before_the_first_span_need_not_run_in_full_to_be_looked_at(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, answers, probed = [], [], []
+    for few_layers in (8, 1):  # of the small model, 1 layer of 3 is not few, and then is
+        monkeypatch.setattr("agentkv_engine.runner.observer.FEW_LAYERS", few_layers)
+        for selector in (
+            Look([], lambda o: o.reading(1, [Reread(positions=SPAN)])),
+            LookThenProbe(range(100, 111), id),
+        ):
+            engine = Engine(decoder, EngineConfig(trace_layers=(1,)))
+            span = span_of(keep(engine, AUTHOR, 20, 70), START)
+            answers.append(run(engine, screened("reader", PROMPT, span, plan=selector))["reader"])
+            seen.append(selector.saw)
+            probed.append(answers[-1].sources.probe_row_layers)
+    assert probed[2] - probed[0] == probed[3] - probed[1] == START  # through one layer, for the look
+    (full, twice_full, shallow, twice_shallow) = seen
+    for here, there in ((full[0], shallow[0]), (twice_full[0], twice_shallow[0])):
+        assert torch.allclose(here.since_then_R, there.since_then_R, atol=1e-5)
+        assert torch.allclose(here.by_left_out_R, there.by_left_out_R, atol=1e-5)
+    assert torch.allclose(twice_full[1], twice_shallow[1], atol=1e-5)
+    assert answers[0].token_ids == answers[2].token_ids
+    assert answers[1].token_ids == answers[3].token_ids
+
+
 class Insatiable:
     """Looks, and asks to look again."""
 

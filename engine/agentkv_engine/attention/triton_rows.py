@@ -173,7 +173,7 @@ class TritonRows:
     def few_shape(self) -> TileShape:
         """Tiles for sequences of few rows: the fastest of those measured on an H100 (evals/LOG.md)."""
         block_m = max(16, self._group_pad)
-        return self._fitted(block_m, 128, 4, 3)
+        return self._fitted(block_m, 64, 2, 4)
 
     def many_shape(self, num_rows: int, *, gathered: bool) -> TileShape:
         """Tiles for sequences of at most `num_rows` rows, likewise."""

@@ -55,6 +55,11 @@ class KeyTable:
             here = num_levels_N > level
             self._slots_KP[level, positions_N[here]] = slots_N[here]
 
+    def write_one(self, position: int, slot: int) -> None:
+        """Let a fresh position be read from a private slot."""
+        self._grow(position + 1)
+        self._slots_KP[:, position] = slot
+
     def copy_out(self, start: int, end: int) -> Keys:
         """A copy of the keys of positions [start, end)."""
         return Keys(self._slots_KP[:, start:end].copy(), self._offsets_P[start:end].copy())

@@ -21,10 +21,10 @@ class Forward(Protocol):
     """Runs steps.
 
     Attributes:
-        prepares: whether `prepare` ever does something.
+        most_captured: rows of the largest step that is captured as a graph; 0 where none is, and nothing prepared.
     """
 
-    prepares: bool
+    most_captured: int
 
     def prepare(self, rows: StepInput) -> bool:
         """Get ready for a step whose token ids are put into `rows` later; False where it can't."""
@@ -55,7 +55,7 @@ def choose_forward(
 class EagerForward:
     """Launches a step's operations one by one: any step, any device."""
 
-    prepares = False
+    most_captured = 0
 
     def __init__(
         self,

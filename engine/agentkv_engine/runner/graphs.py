@@ -64,7 +64,7 @@ class GraphForward:
         capture: how.
     """
 
-    prepares = True
+    most_captured = MOST_ROWS
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """A schedule's step on the host: rows sorted by depth, their slots, and the keys that each sequence's rows may see."""
 
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -25,13 +26,16 @@ class _RowOrder:
     depths_N: np.ndarray
 
     @classmethod
-    def of(cls, schedule: SchedulerOutput) -> "_RowOrder":
-        """Deepest first, then by sequence, then by position."""
+    def of(cls, schedule: SchedulerOutput, *, most_deepened: int) -> "_RowOrder":
+        """Deepest first, then by sequence, then by position. In a step of at most `most_deepened` rows all are as deep
+        as the deepest: what shallow rows write further up is theirs, and nobody reads it."""
         items = schedule.scheduled
         owner = np.repeat(np.arange(len(items)), [len(item.rows) for item in items])
         index = np.concatenate([np.arange(len(item.rows)) for item in items])
         positions = np.concatenate([item.rows.positions for item in items])
         depths = np.concatenate([item.rows.depths for item in items])
+        if len(depths) <= most_deepened:
+            depths = np.full_like(depths, depths.max())
         order = np.lexsort((positions, owner, -depths))
         return cls(owner[order], index[order], positions[order], depths[order])
 
@@ -93,11 +97,14 @@ class InputBuilder:
 
     Args:
         levels: the engine's.
+        most_deepened: rows of a step that runs as a whole, whatever their depths: a captured graph costs less than what
+            leaving early spares.
         reads_last_layer: all rows attend in the last layer whether or not their logits are wanted: it is traced.
     """
 
-    def __init__(self, levels: Levels, *, reads_last_layer: bool) -> None:
+    def __init__(self, levels: Levels, *, most_deepened: int, reads_last_layer: bool) -> None:
         self._levels = levels
+        self._most_deepened = most_deepened
         self._reads_last_layer = reads_last_layer
 
     def build(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> StepInput:
@@ -107,7 +114,7 @@ class InputBuilder:
             schedule: what to run; at least one row.
             assert_writable: integrity check of the slots that the rows write.
         """
-        order = _RowOrder.of(schedule)
+        order = _RowOrder.of(schedule, most_deepened=self._most_deepened)
         items = schedule.scheduled
         slots, offsets = np.empty_like(order.positions_N), np.empty_like(order.positions_N)
         token_ids = np.empty_like(order.positions_N)
@@ -117,7 +124,7 @@ class InputBuilder:
             slots[mine] = residence.own_P[positions]
             offsets[mine] = residence.table.offsets_at(positions)
             known = item.sequence.token_ids
-            token_ids[mine] = [known[p] if p < len(known) else NOT_KNOWN for p in positions.tolist()]
+            token_ids[mine] = _ids_at(known, positions)
         assert_writable(slots)
         layers = np.arange(self._levels.num_layers)
         deepest_first = -order.depths_N
@@ -180,6 +187,13 @@ class InputBuilder:
             for item, into in zip(items, np.split(np.arange(len(logits_rows)), ends[:-1]), strict=True)
             if len(into)
         ]
+
+
+def _ids_at(known: list[int], positions: np.ndarray) -> list[int] | np.ndarray:
+    """Ids of the tokens at these positions."""
+    if len(positions) == 1:
+        return [known[positions[0]] if positions[0] < len(known) else NOT_KNOWN]
+    return np.frombuffer(array("q", known), dtype=np.int64)[positions]
 
 
 def _sequence_rows(

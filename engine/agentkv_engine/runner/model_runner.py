@@ -31,7 +31,7 @@ class ModelRunner:
     def __init__(self, forward: Forward, inputs: InputBuilder, *, tensors: KVPool, observer: Observer) -> None:
         self.tensors = tensors
         self.observer = observer
-        self.prepares = forward.prepares
+        self.prepares = forward.most_captured > 0
         self._forward = forward
         self._inputs = inputs
         self._prepared: tuple[SchedulerOutput, StepInput] | None = None
@@ -60,7 +60,7 @@ class ModelRunner:
         )
         observer = Observer(pool=tensors, decoder=decoder, levels=plan.levels, backend=backend)
         traced = plan.traced is not None and shape.num_layers - 1 in plan.traced.layers
-        inputs = InputBuilder(plan.levels, reads_last_layer=traced)
+        inputs = InputBuilder(plan.levels, most_deepened=forward.most_captured, reads_last_layer=traced)
         return cls(forward, inputs, tensors=tensors, observer=observer)
 
     def prepare(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> bool:

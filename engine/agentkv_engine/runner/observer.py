@@ -34,6 +34,9 @@ MOST_PROBABILITIES = 1 << 26
 MOST_ROWS = 512
 """Rows of a tile: each tile looks at the keys up to its last row only."""
 
+FEW_LAYERS = 8
+"""A look goes through few layers of a model where it goes through 1 of so many."""
+
 MOST_PAIRS = 1 << 26
 """Rows times keys of tiles that are asked again at once."""
 
@@ -64,6 +67,10 @@ class Observer:
 
     Args:
         decoder: the model; a look is charged in units of one row in one layer of it.
+
+    Attributes:
+        look_depth: layers through which rows have to run so that a look at traced layers finds their keys.
+        tile_rows: rows that are asked again at once: few where a back end holds all their scores.
     """
 
     def __init__(self, *, pool: KVPool, decoder: Decoder, levels: Levels, backend: AttentionBackend[Any]) -> None:
@@ -76,6 +83,9 @@ class Observer:
         self._sketched: dict[int, tuple[Tensor, Tensor]] = {}
         self.row_layer_flops = config.flops_per_row_layer
         self._query_shape = (config.num_heads, config.head_dim)
+        deepest = max(pool.traces.layers) if pool.traces is not None else 0
+        self.look_depth = deepest if FEW_LAYERS * deepest <= config.num_layers else config.num_layers
+        self.tile_rows = MOST_PAIRS if torch.device(pool.device).type == "cuda" else MOST_ROWS
 
     def record(self, probe: Probe) -> ProbeRecord:
         """Room for what a probe will leave."""
@@ -112,6 +122,7 @@ class LiveObservation:
         self._residence = residence
         self._probe = probe
         self.flops = 0
+        self._prepared: dict[tuple[int, tuple[Reread, ...]], tuple[Any, int]] = {}
 
     @property
     def probes(self) -> tuple[Probe, ...]:
@@ -141,7 +152,7 @@ class LiveObservation:
     @torch.inference_mode()
     def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
         """See `Observation.reading`."""
-        parts = [self._reread(layer, batch) for batch in _batches(rereads)]
+        parts = [self._reread(layer, batch) for batch in _batches(rereads, self._observer.tile_rows)]
         since, by_left_out = zip(*parts, strict=True) if parts else ((torch.empty(0),), (torch.empty(0),))
         return Reading(since_then_R=torch.cat(since), by_left_out_R=torch.cat(by_left_out))
 
@@ -185,9 +196,19 @@ class LiveObservation:
         new_RE, kept_RE = (values[self._tensor(each)].flatten(1).float() for each in slots)
         return new_RE, kept_RE
 
-    def _keys_of(self, layer: int, tile: Reread, first_row: int) -> SequenceRows:
+    def _keys_of_all(self, level: int, tiles: tuple[Reread, ...]) -> tuple[Any, int]:
+        """What the back end attends with, for the rows of these tiles one behind the other, made once for all layers of
+        a level; and the pairs of rows and keys."""
+        if (level, tiles) not in self._prepared:
+            first_rows = accumulate([len(tile.positions) for tile in tiles], initial=0)
+            sequences = [self._keys_of(level, tile, first) for tile, first in zip(tiles, first_rows, strict=False)]
+            num_read = sum(len(rows.rows) * len(rows.key_slots) for rows in sequences)
+            self._prepared = {key: made for key, made in self._prepared.items() if key[0] == level}
+            self._prepared[level, tiles] = self._observer.backend.prepare(sequences), num_read
+        return self._prepared[level, tiles]
+
+    def _keys_of(self, level: int, tile: Reread, first_row: int) -> SequenceRows:
         """The keys that these rows see, without those to be left out."""
-        level = self._observer.levels.list_of_layer(layer)
         keys, slots, offsets = self._residence.table.readable(level, tile.positions[-1] + 1)
         kept = np.ones(len(keys), dtype=bool)
         for start, end in tile.left_out:
@@ -202,12 +223,9 @@ class LiveObservation:
 
     def _sketch(self, layer: int, q_RHD: Tensor, tiles: Sequence[Reread]) -> Tensor:
         """Sketch [R, Z] of the attention layer's output for the queries of these tiles' rows, one behind the other."""
-        first_rows = accumulate([len(tile.positions) for tile in tiles], initial=0)
-        sequences = [self._keys_of(layer, tile, first) for tile, first in zip(tiles, first_rows, strict=False)]
-        backend = self._observer.backend
-        mixed_RHD = backend.attend(q_RHD, layer, self._observer.pool, backend.prepare(sequences))
+        prepared, num_read = self._keys_of_all(self._observer.levels.list_of_layer(layer), tuple(tiles))
+        mixed_RHD = self._observer.backend.attend(q_RHD, layer, self._observer.pool, prepared)
         weight_IZ, bias_Z = self._observer.sketched_output(layer)
-        num_read = sum(len(rows.rows) * len(rows.key_slots) for rows in sequences)
         self.flops += 4 * num_read * q_RHD.shape[1] * q_RHD.shape[2] + 2 * len(q_RHD) * weight_IZ.numel()
         return mixed_RHD.flatten(1).float() @ weight_IZ + bias_Z
 
@@ -274,14 +292,14 @@ class _Tile:
         return head_probabilities(self.q_RHD, self.k_SKD, self.keys <= self.positions.unsqueeze(1))
 
 
-def _batches(rereads: Sequence[Reread]) -> Iterator[list[Reread]]:
-    """The same in parts of at most `MOST_ROWS` rows, so many at a time that they pair at most `MOST_PAIRS` rows and
+def _batches(rereads: Sequence[Reread], most_rows: int) -> Iterator[list[Reread]]:
+    """The same in parts of at most `most_rows` rows, so many at a time that they pair at most `MOST_PAIRS` rows and
     keys."""
     batch: list[Reread] = []
     num_pairs = 0
     for reread in rereads:
-        for start in range(0, len(reread.positions), MOST_ROWS):
-            tile = replace(reread, positions=reread.positions[start : start + MOST_ROWS])
+        for start in range(0, len(reread.positions), most_rows):
+            tile = replace(reread, positions=reread.positions[start : start + most_rows])
             own_pairs = len(tile.positions) * (tile.positions[-1] + 1)
             if batch and num_pairs + own_pairs > MOST_PAIRS:
                 yield batch

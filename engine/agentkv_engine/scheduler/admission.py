@@ -94,7 +94,8 @@ class Admission:
         probe.scratch.release()
         residence.probe = None
         self._freeze(seq, answer)
-        self._queue_planned(seq, num_done=residence.view.first_reused)
+        done = probe.leading_depth == residence.view.num_layers
+        self._queue_planned(seq, num_done=residence.view.first_reused if done else 0)
 
     def index(self, seq: Sequence, *, num_tokens: int) -> None:
         """Put the full blocks of the first `num_tokens` computed positions into the prefix index."""
@@ -208,17 +209,19 @@ class Admission:
         seq.plan, seq.planned_spans = plan, seq.held.view.spans
 
     def _queue_probe(self, seq: Sequence, probe: Probe) -> None:
-        """Fresh rows before the first reused span are final; the probe's rows run again once the plan is made."""
+        """Fresh rows before the first reused span come first: in full, and for good, where rows are probed; only as far
+        as their keys are looked at where none is. Then they run again with the others, as the probe's rows do."""
         residence = seq.held
         view, table, state = residence.view, residence.table, residence.probe
         assert state is not None
         observed = np.asarray(probe.positions, dtype=np.int64)
         reused = observed[_mask_of(residence.reused, len(seq.token_ids))[observed]]
-        is_first = not state.records
         state.begin(self._observer.record(probe), reused, table.slots_at(reused))
-        final = np.arange(view.num_prefix, view.first_reused) if is_first else np.empty(0, dtype=np.int64)
-        positions = np.union1d(final, observed)
-        depths = np.where(np.isin(positions, final), view.num_layers, self._levels.round_up(np.asarray([probe.depth])))
+        depth = view.num_layers if probe.positions else self._observer.look_depth
+        leading = np.arange(view.num_prefix, view.first_reused if depth > state.leading_depth else view.num_prefix)
+        state.leading_depth = max(depth, state.leading_depth)
+        positions = np.union1d(leading, observed)
+        depths = np.where(np.isin(positions, leading), depth, self._levels.round_up(np.asarray([probe.depth])))
         seq.queue = Rows.of(positions, depths, np.isin(positions, observed))
         seq.phase = Phase.PROBING
 

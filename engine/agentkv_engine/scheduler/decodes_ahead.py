@@ -4,8 +4,6 @@ while that step runs, since only the tokens are unknown."""
 from collections.abc import Callable
 from collections.abc import Sequence as Ordered
 
-import numpy as np
-
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
 from agentkv_engine.scheduler.sequence import Rows, Sequence
 
@@ -26,7 +24,7 @@ def expected_decodes(
         decodes = item.samples and item.is_last and len(item.rows) == 1 and seq.residence is item.residence
         if not (decodes and assign_slot(seq, position)):
             return None
-        rows = Rows.of(np.asarray([position]), np.asarray([depth]))
+        rows = Rows.one(position, depth)
         items.append(
             ScheduledSeq(
                 sequence=seq,

@@ -18,7 +18,7 @@ from agentkv_engine.scheduler.admission import Admission
 from agentkv_engine.scheduler.budget import BudgetPolicy, Load, Spending, StepBudget
 from agentkv_engine.scheduler.decodes_ahead import all_go_on, expected_decodes
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput, SeqResult
-from agentkv_engine.scheduler.sequence import Phase, Rows, Sequence
+from agentkv_engine.scheduler.sequence import NO_ROWS, Phase, Rows, Sequence
 
 
 class Scheduler:
@@ -159,7 +159,7 @@ class Scheduler:
         if self._has_other_work or not all_go_on(expected, self._running):
             return False
         for seq in self._running:
-            seq.queue = seq.queue[1:]
+            seq.queue = NO_ROWS
             seq.num_under_way += 1
         return True
 
@@ -298,13 +298,13 @@ class Scheduler:
     def _assign_slot(self, seq: Sequence, position: int) -> bool:
         """Give a fresh position behind all others the slot it writes."""
         residence = seq.held
-        slot = residence.own_slots(np.asarray([position]))
-        if slot[0] == NO_SLOT:
+        slot = residence.own_slots(np.array([position]))[0]
+        if slot == NO_SLOT:
             taken = residence.private.take(1)
             if taken is None:
                 return False
-            slot = residence.own_P[[position]] = taken
-        residence.table.write(np.asarray([position]), np.asarray([len(self._levels)]), slot)
+            slot = residence.own_P[position] = taken[0]
+        residence.table.write_one(position, slot)
         return True
 
     def _scheduled(self, seq: Sequence, rows: Rows) -> ScheduledSeq:
@@ -381,7 +381,7 @@ class Scheduler:
     def _charge(self, seq: Sequence, rows: Rows) -> None:
         """Count the layers that ran for the prompt, by kind of work.
 
-        Rows before the first span are final, probed or not: they are fresh work."""
+        Rows before the first span that ran in full are final, probed or not: they are fresh work."""
         if rows.positions[0] >= seq.num_prompt:  # ascending: nothing of the prompt
             return
         in_prompt = rows.positions < seq.num_prompt
@@ -389,6 +389,8 @@ class Scheduler:
         for span in seq.held.reused:
             reused |= (rows.positions >= span.start) & (rows.positions < span.end)
         probe = rows.observed & (rows.positions >= seq.held.view.first_reused)
+        if seq.phase is Phase.PROBING:
+            probe |= ~reused & (rows.depths < self._levels.num_layers)
         for kind, which in (("probe", probe), ("repair", reused & ~probe), ("fresh", ~reused & ~probe)):
             seq.row_layers[kind] += int(rows.depths[which & in_prompt].sum())
 
@@ -404,7 +406,7 @@ class Scheduler:
         if (reason := self._finish_reason(seq)) is not None:
             self.finish(seq, reason)
         elif seq.request.forced_output is None:
-            seq.queue = Rows.of(np.asarray([len(seq.token_ids) - 1]), np.asarray([self._levels.num_layers]))
+            seq.queue = Rows.one(len(seq.token_ids) - 1, self._levels.num_layers)
         return StepOutput(
             request_id=seq.request_id,
             token_ids=tuple(new),

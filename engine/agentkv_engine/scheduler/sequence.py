@@ -27,6 +27,9 @@ class Phase(Enum):
     FINISHED = auto()
 
 
+NOT_OBSERVED = np.zeros(1, dtype=bool)
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Rows of one sequence, in order of position: positions, depths, and whether their attention is observed."""
@@ -46,6 +49,14 @@ class Rows:
         """Rows that nobody observes, unless said."""
         seen = np.zeros(len(positions), dtype=bool) if observed is None else observed
         return cls(positions.astype(np.int64), depths.astype(np.int64), seen)
+
+    @classmethod
+    def one(cls, position: int, depth: int) -> "Rows":
+        """A row that nobody observes."""
+        return cls(np.array([position]), np.array([depth]), NOT_OBSERVED)
+
+
+NO_ROWS = Rows.of(np.empty(0), np.empty(0))
 
 
 class PrivateSlots:
@@ -98,11 +109,13 @@ class ProbeState:
     Attributes:
         scratch: slots that are given back when the plan is made.
         records: of the probes asked for so far; the last may be running.
+        leading_depth: layers through which the fresh rows before the first span have run.
         borrowed_N, shared_slots_KN: positions on reused keys, and the slots to put back there.
     """
 
     scratch: PrivateSlots
     records: list[ProbeRecord] = field(default_factory=list)
+    leading_depth: int = 0
     borrowed_N: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     shared_slots_KN: np.ndarray | None = None
 
@@ -203,7 +216,7 @@ class Sequence:
     restored: set[int | None] = field(default_factory=set)
     reuse_given_up: bool = False
     residence: Residence | None = None
-    queue: Rows = field(default_factory=lambda: Rows.of(np.empty(0), np.empty(0)))
+    queue: Rows = field(default_factory=lambda: NO_ROWS)
     plan: RepairPlan | None = None
     planned_spans: tuple[PlacedSpan, ...] = ()
     num_under_way: int = 0
