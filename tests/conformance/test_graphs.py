@@ -182,5 +182,31 @@ def test_rows_of_several_depths(decoder, most_deepened: int) -> None:
     assert (logits[0] - logits[1]).abs().max() < 1e-3
 
 
+def test_rows_of_one_small_depth_are_captured(decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh rows that are run for a mere look."""
+    monkeypatch.setattr("agentkv_engine.runner.observer.FEW_LAYERS", 1)
+    plain, _ = engine_with(decoder, replayed=False)
+    engine, forward = engine_with(decoder, replayed=True)
+    logits = []
+    for one in (engine, plain):
+        resident = keep(one, AUTHOR, 10, 50)
+        for number in range(3):
+            request = Request(
+                request_id=f"reader {number}",
+                token_ids=PROMPT,
+                sampling=ONE,
+                mode=ReuseMode.SCREENED,
+                tenant=str(number),
+                spans=(span_of(resident, 13),),
+                selector=FixedPlan({20: 3, 21: 3}, Probe(positions=(), depth=1)),
+                return_logits=True,
+            )
+            answer = run(one, request)[request.request_id]
+        logits.append(answer.logits)
+    assert forward is not None
+    assert {size.depth for size in forward._graphs} == {1, 3}
+    assert (logits[0] - logits[1]).abs().max() < 1e-3
+
+
 def test_buckets() -> None:
     assert [graphs.bucket(n) for n in (1, 2, 3, 33, 64, 65, 650)] == [1, 2, 4, 64, 64, 128, 768]

@@ -49,9 +49,10 @@ def affordable_rows(view: ReuseView, ratio: float) -> int:
 
 def plan_without_choice(view: ReuseView, ratio: float) -> RepairPlan | None:
     """The plan where `ratio` buys none of the rows or all of them, so that nothing need be looked at; else None."""
-    candidates, count = repairable_positions(view), affordable_rows(view, ratio)
-    if 0 < count < len(candidates):
+    count = affordable_rows(view, ratio)
+    if 0 < count < num_repairable(view):
         return None
+    candidates = repairable_positions(view)
     left = 0.0 if count == len(candidates) else None
     return RepairPlan.at_full_depth(candidates[:count], view.num_layers, left=_known(left, view))
 

@@ -35,10 +35,11 @@ Capture = Callable[[Callable[[], Hidden]], tuple[Hidden, Callable[[], None]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphSize:
-    """What a captured graph is for: rows, those that go through the last layer (None: all), room for the keys of each
-    list, and whether queries are recorded."""
+    """What a captured graph is for: rows and their depth, those that go through the last layer (None: all), room for
+    the keys of each list, and whether queries are recorded."""
 
     num_rows: int
+    depth: int
     num_last: int | None
     rooms: tuple[Room, ...]
     list_of_layer: tuple[int, ...]
@@ -134,12 +135,13 @@ class GraphForward:
         return self._capture(size, rows)
 
     def _may_replay(self, rows: StepInput) -> bool:
-        return rows.num_rows <= MOST_ROWS and rows.attending[-1] == rows.num_rows and not rows.pooled
+        return rows.num_rows <= MOST_ROWS and rows.are_of_one_depth and not rows.pooled
 
     def _size(self, rows: StepInput) -> GraphSize:
         num_rows, num_logits = bucket(rows.num_rows), len(rows.logits_rows)
         return GraphSize(
             num_rows=num_rows,
+            depth=sum(attending > 0 for attending in rows.attending),
             num_last=last_bucket(num_rows, num_logits) if rows.ends_early else None,
             rooms=tuple(self._backend.room_for(sequences) for sequences in rows.sequences),
             list_of_layer=rows.list_of_layer,
@@ -245,12 +247,12 @@ class _Graph:
     def _step(self) -> Step:
         rope, rows = self._decoder.rope, self._rows_5N
         prepared = [self._backend.with_turns(reserved) for reserved in self._reserved]
-        everyone = (self._size.num_rows,) * self._decoder.config.num_layers
+        num_rows, depth, num_layers = self._size.num_rows, self._size.depth, self._decoder.config.num_layers
         return Step(
             token_ids_N=rows[0],
             places=RowPlaces(slots_N=rows[1], rotation_N=rope.at_positions(rows[2]), home_N=rope.by_offsets(rows[3])),
-            writing=everyone,
-            attending=everyone,
+            writing=tuple(num_rows if layer <= depth else 0 for layer in range(num_layers)),
+            attending=tuple(num_rows if layer < depth else 0 for layer in range(num_layers)),
             attention_of_layer=tuple(prepared[number] for number in self._size.list_of_layer),
             logits_rows=rows[4, : self._size.num_last],
             ends_early=self._ends_early,

@@ -91,6 +91,11 @@ class StepInput:
         """All rows."""
         return len(self.token_ids_N)
 
+    @property
+    def are_of_one_depth(self) -> bool:
+        """Whether all rows leave together."""
+        return set(self.attending) <= {0, self.num_rows}
+
 
 class InputBuilder:
     """Builds steps' inputs for one engine.

@@ -9,7 +9,7 @@ E hidden size, Z numbers of a sketch.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -33,6 +33,8 @@ MOST_PROBABILITIES = 1 << 26
 
 MOST_ROWS = 512
 """Rows of a tile: each tile looks at the keys up to its last row only."""
+
+Ranges = tuple[tuple[int, int], ...]
 
 FEW_LAYERS = 8
 """A look goes through few layers of a model where it goes through 1 of so many."""
@@ -122,7 +124,6 @@ class LiveObservation:
         self._residence = residence
         self._probe = probe
         self.flops = 0
-        self._prepared: dict[tuple[int, tuple[Reread, ...]], tuple[Any, int]] = {}
 
     @property
     def probes(self) -> tuple[Probe, ...]:
@@ -196,36 +197,31 @@ class LiveObservation:
         new_RE, kept_RE = (values[self._tensor(each)].flatten(1).float() for each in slots)
         return new_RE, kept_RE
 
-    def _keys_of_all(self, level: int, tiles: tuple[Reread, ...]) -> tuple[Any, int]:
-        """What the back end attends with, for the rows of these tiles one behind the other, made once for all layers of
-        a level; and the pairs of rows and keys."""
-        if (level, tiles) not in self._prepared:
-            first_rows = accumulate([len(tile.positions) for tile in tiles], initial=0)
-            sequences = [self._keys_of(level, tile, first) for tile, first in zip(tiles, first_rows, strict=False)]
-            num_read = sum(len(rows.rows) * len(rows.key_slots) for rows in sequences)
-            self._prepared = {key: made for key, made in self._prepared.items() if key[0] == level}
-            self._prepared[level, tiles] = self._observer.backend.prepare(sequences), num_read
-        return self._prepared[level, tiles]
-
-    def _keys_of(self, level: int, tile: Reread, first_row: int) -> SequenceRows:
+    def _keys_of(self, level: int, positions: np.ndarray, left_out: Ranges, first_row: int) -> SequenceRows:
         """The keys that these rows see, without those to be left out."""
-        keys, slots, offsets = self._residence.table.readable(level, tile.positions[-1] + 1)
-        kept = np.ones(len(keys), dtype=bool)
-        for start, end in tile.left_out:
-            kept &= (keys < start) | (keys >= end)
+        keys, slots, offsets = self._residence.table.readable(level, int(positions[-1]) + 1)
+        if left_out:
+            kept = np.ones(len(keys), dtype=bool)
+            for start, end in left_out:
+                kept &= (keys < start) | (keys >= end)
+            keys, slots, offsets = keys[kept], slots[kept], offsets[kept]
         return SequenceRows(
-            rows=np.arange(first_row, first_row + len(tile.positions)),
-            positions=np.asarray(tile.positions, dtype=np.int64),
-            key_slots=slots[kept],
-            key_positions=keys[kept],
-            key_offsets=offsets[kept],
+            rows=np.arange(first_row, first_row + len(positions)),
+            positions=positions,
+            key_slots=slots,
+            key_positions=keys,
+            key_offsets=offsets,
         )
 
     def _sketch(self, layer: int, q_RHD: Tensor, tiles: Sequence[Reread]) -> Tensor:
         """Sketch [R, Z] of the attention layer's output for the queries of these tiles' rows, one behind the other."""
-        prepared, num_read = self._keys_of_all(self._observer.levels.list_of_layer(layer), tuple(tiles))
-        mixed_RHD = self._observer.backend.attend(q_RHD, layer, self._observer.pool, prepared)
+        level, backend = self._observer.levels.list_of_layer(layer), self._observer.backend
+        groups = list(_joined(tiles, self._observer.tile_rows))
+        first_rows = accumulate([len(positions) for positions, _ in groups], initial=0)
+        sequences = [self._keys_of(level, *group, first) for group, first in zip(groups, first_rows, strict=False)]
+        mixed_RHD = backend.attend(q_RHD, layer, self._observer.pool, backend.prepare(sequences))
         weight_IZ, bias_Z = self._observer.sketched_output(layer)
+        num_read = sum(len(rows.rows) * len(rows.key_slots) for rows in sequences)
         self.flops += 4 * num_read * q_RHD.shape[1] * q_RHD.shape[2] + 2 * len(q_RHD) * weight_IZ.numel()
         return mixed_RHD.flatten(1).float() @ weight_IZ + bias_Z
 
@@ -308,6 +304,18 @@ def _batches(rereads: Sequence[Reread], most_rows: int) -> Iterator[list[Reread]
             num_pairs += own_pairs
     if batch:
         yield batch
+
+
+def _joined(tiles: Sequence[Reread], most_rows: int) -> Iterator[tuple[np.ndarray, Ranges]]:
+    """Positions of rows that leave the same out, at most so many together where they are not of one tile."""
+    for left_out, group in groupby(tiles, key=lambda tile: tile.left_out):
+        parts: list[np.ndarray] = []
+        for tile in group:
+            if parts and sum(map(len, parts)) + len(tile.positions) > most_rows:
+                yield np.concatenate(parts), left_out
+                parts = []
+            parts.append(np.asarray(tile.positions, dtype=np.int64))
+        yield np.concatenate(parts), left_out
 
 
 def head_probabilities(q_RHD: Tensor, k_SKD: Tensor, visible_RS: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def run_decode(
     engine = Engine(
         decoder,
         EngineConfig(
-            kv_memory=max(batches) * (most + 32) * token_bytes,
+            kv_memory=max(batches) * (most + max(batches) + 32) * token_bytes,
             max_rows_per_step=max(2048, *batches),
             max_sequences=max(batches),
             device=device,

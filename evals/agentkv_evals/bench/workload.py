@@ -103,7 +103,7 @@ def first_token(engine: Engine, request: Request) -> Iterator[TokenSources | Non
 
 def random_tokens(seed: int, count: int, engine: Engine) -> tuple[int, ...]:
     """A prompt of random tokens."""
-    return _tokens(random.Random(seed), count, engine)
+    return tokens(random.Random(seed), count, engine)
 
 
 def _author(engine: Engine, name: str, context: tuple[int, ...], text: tuple[int, ...]) -> Resident:
