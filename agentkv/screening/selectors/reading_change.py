@@ -6,13 +6,14 @@ Shapes: R candidate rows.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from agentkv.screening.selectors.budget import (
     affordable_rows,
-    best,
     check_ratio,
     plan_of_best,
     plan_without_choice,
@@ -86,13 +87,24 @@ def changes(view: ReuseView, observation: Observation, candidates: Sequence[int]
     change_R = _change(observation, first, rereads)
     if not others:
         return change_R
-    again = set(best(change_R, candidates, math.ceil(LOOK_AGAIN * len(candidates))))
-    indices = torch.tensor([n for n, position in enumerate(candidates) if position in again], device=change_R.device)
-    kept = (replace(each, positions=tuple(p for p in each.positions if p in again)) for each in rereads)
-    rereads = [each for each in kept if each.positions]
+    ranking = change_R.argsort(descending=True, stable=True)
+    again = ranking[: math.ceil(LOOK_AGAIN * len(candidates))].sort().values
+    rereads = _only(rereads, again.cpu().numpy())
     for layer in others:
-        change_R.index_add_(0, indices, _change(observation, layer, rereads))
+        change_R.index_add_(0, again, _change(observation, layer, rereads))
     return change_R
+
+
+def _only(rereads: Sequence[Reread], chosen: np.ndarray) -> list[Reread]:
+    """Those of the rows, counted through all groups, that are chosen; ascending."""
+    first_rows = accumulate([len(each.positions) for each in rereads], initial=0)
+    groups = np.split(chosen, np.searchsorted(chosen, list(first_rows)[1:-1]))
+    positions = np.concatenate([np.asarray(each.positions) for each in rereads])
+    return [
+        replace(each, positions=tuple(positions[rows].tolist()))
+        for each, rows in zip(rereads, groups, strict=True)
+        if len(rows)
+    ]
 
 
 def _change(observation: Observation, layer: int, rereads: Sequence[Reread]) -> Tensor:
