@@ -24,6 +24,7 @@ class RemoteObserver:
         self.stages = stages
         self.row_layer_flops = config.flops_per_row_layer
         self.traced_layers = traced_layers
+        self.look_depth = config.num_layers
         self.tell = tell
 
     def record(self, probe: Probe) -> ProbeRecord:

@@ -98,7 +98,7 @@ class Stage:
         operations = choose_operations(shape, spec.device)
         self._forward = EagerForward(self._decoder, pool=self._pool, backend=backend, operations=operations)
         reads_last = not self._is_last or (traced is not None and len(layers) - 1 in traced.layers)
-        self._inputs = InputBuilder(levels.of_stage(layers), reads_last_layer=reads_last)
+        self._inputs = InputBuilder(levels.of_stage(layers), most_deepened=0, reads_last_layer=reads_last)
         self._observer = Observer(
             pool=self._pool, decoder=self._decoder, levels=levels.of_stage(layers), backend=backend
         )

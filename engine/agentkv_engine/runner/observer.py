@@ -53,7 +53,14 @@ class Looking(Observation, Protocol):
 
 
 class Observing(Protocol):
-    """What admission asks of an observer, wherever the keys lie."""
+    """What admission asks of an observer, wherever the keys lie.
+
+    Attributes:
+        look_depth: layers through which rows have to run so that a look at traced layers finds their keys.
+    """
+
+    @property
+    def look_depth(self) -> int: ...
 
     def record(self, probe: Probe) -> ProbeRecord:
         """Room for what a probe will leave."""

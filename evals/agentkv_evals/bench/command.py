@@ -42,7 +42,7 @@ Ratios = Annotated[
         min=0,
         max=1,
         help="Share of the reused rows to recompute, repeatable.",
-        show_default="0.02 0.05 0.1 0.2; memory: 0.05",
+        show_default="0.02 0.05 0.1 0.2; agents: 0.05 0.3; memory: 0.05",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda where there is one")]
@@ -62,6 +62,7 @@ def ttft(
         Rule, typer.Option(help="random: by lot, behind a probe of 1% of the rows. reading_change: the server's rule.")
     ] = Rule.RANDOM,
     rounds: Rounds = 5,
+    transformers: Annotated[bool, typer.Option("--transformers", help="Run transformers' generate beside it.")] = False,
     profile: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write profiler traces here and show kernel time by phase.")
     ] = None,
@@ -80,6 +81,7 @@ def ttft(
         ratios=tuple(ratio or ()),
         rule=rule.value,
         rounds=rounds,
+        transformers=transformers,
         profile_to=profile,
         from_host=from_host,
         device=device,
@@ -113,6 +115,29 @@ def decode(
         tokens=tokens,
         rounds=rounds,
         transformers=transformers,
+        device=device,
+        seed=seed,
+        json_file=json_file,
+    )
+
+
+@bench.command()
+def agents(
+    model_shape: ModelShape = Shape.SMALL,
+    ratio: Ratios = None,
+    rule: Annotated[Rule, typer.Option(help="As of ttft.")] = Rule.READING_CHANGE,
+    rounds: Rounds = 5,
+    device: Device = None,
+    seed: Seed = 0,
+    json_file: File = None,
+) -> None:
+    """Time to first token of five agents that read all that those before them wrote (KVCOMM's setting)."""
+    _run(
+        benchmark="agents",
+        shape=model_shape.value,
+        ratios=tuple(ratio or ()),
+        rule=rule.value,
+        rounds=rounds,
         device=device,
         seed=seed,
         json_file=json_file,

@@ -14,7 +14,8 @@ from agentkv.errors import ConfigError
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.request import Request, ReuseMode, SamplingParams
-from agentkv_evals.bench.rates import measure_rates, synchronize
+from agentkv_evals.bench.beside_transformers import decode_seconds, transformers_model
+from agentkv_evals.bench.rates import measure_rates
 from agentkv_evals.bench.shapes import SHAPES, device_dtype, random_decoder
 from agentkv_evals.bench.workload import random_tokens
 
@@ -63,8 +64,8 @@ def run_decode(
         "agentkv": lambda batch, number: _engine_steps(engine, batch, context, num_tokens, f"{batch} {number}")
     }
     if beside_transformers:
-        model = _transformers_model(config, dtype, device)
-        arms["transformers"] = lambda batch, number: _transformers_steps(model, batch, context, num_tokens, number)
+        model = transformers_model(config, dtype, device)
+        arms["transformers"] = lambda batch, number: decode_seconds(model, batch, context, num_tokens, number)
     gc.collect()
     gc.freeze()  # a collection of all that was imported takes as long as many steps
     records = []
@@ -129,46 +130,6 @@ def _engine_steps(engine: Engine, batch: int, context: int, num_tokens: int, nam
         engine.abort(request_id)
     engine.release_finished()
     return seconds[WARM_STEPS:]
-
-
-def _transformers_model(config: Any, dtype: torch.dtype, device: str) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 (slow to import, for this arm alone)
-
-    theirs = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.context_length,
-        tie_word_embeddings=config.tied_embeddings,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    with torch.device(device):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            return LlamaForCausalLM(theirs).eval()
-        finally:
-            torch.set_default_dtype(before)
-
-
-def _transformers_steps(model: Any, batch: int, context: int, num_tokens: int, seed: int) -> list[float]:
-    """The mean seconds of a token of `generate`: what `num_tokens` more of them add."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, model.config.vocab_size, (batch, context), generator=generator).to(model.device)
-    seconds = []
-    for count in (2, 2, 2 + num_tokens):  # the first is dropped
-        synchronize(model.device.type)
-        started = time.perf_counter()
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
-        synchronize(model.device.type)
-        seconds.append(time.perf_counter() - started)
-    return [(seconds[2] - seconds[1]) / num_tokens]
 
 
 def _table(records: Sequence[dict[str, Any]]) -> Table:

@@ -11,6 +11,7 @@ from rich.console import Console
 from agentkv.errors import ConfigError
 from agentkv_engine.errors import OutOfMemory
 from agentkv_evals.bench.decode import run_decode
+from agentkv_evals.bench.fully_connected import run_agents
 from agentkv_evals.bench.memory import run_memory
 from agentkv_evals.bench.ttft import run_ttft
 from agentkv_evals.comparison.environment import environment
@@ -86,6 +87,7 @@ def _run(settings: Settings, device: str, console: Console) -> dict[str, Any]:
                 device=device,
                 seed=settings.seed,
                 profile_to=settings.profile_to,
+                beside_transformers=settings.transformers,
                 from_host=settings.from_host,
                 console=console,
             )
@@ -101,6 +103,16 @@ def _run(settings: Settings, device: str, console: Console) -> dict[str, Any]:
                 beside_transformers=settings.transformers,
                 console=console,
             )
+        case "agents":
+            return run_agents(
+                shape=settings.shape,
+                ratios=settings.ratios or (0.05, 0.3),
+                rule=settings.rule,
+                rounds=settings.rounds,
+                device=device,
+                seed=settings.seed,
+                console=console,
+            )
         case "memory":
             return run_memory(
                 shape=settings.shape,
@@ -111,7 +123,7 @@ def _run(settings: Settings, device: str, console: Console) -> dict[str, Any]:
                 seed=settings.seed,
                 console=console,
             )
-    raise ConfigError(f"there is no benchmark {settings.benchmark!r}: take ttft, decode or memory")
+    raise ConfigError(f"there is no benchmark {settings.benchmark!r}: take ttft, decode, agents or memory")
 
 
 def _one_length(settings: Settings, default: int) -> int:

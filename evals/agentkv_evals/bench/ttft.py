@@ -1,57 +1,27 @@
 """`agentkv bench ttft`: full and screened prefill of the same prompts, interleaved, beside the roofline."""
 
 import gc
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from agentkv.errors import ConfigError
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.model.decoder import Decoder
-from agentkv_engine.request import Request, TokenSources
+from agentkv_evals.bench.beside_transformers import prefill_seconds, transformers_model
 from agentkv_evals.bench.from_host import HostShelf, host_rate
 from agentkv_evals.bench.profile import layer_ranges, profile_prefill, profile_table
-from agentkv_evals.bench.rates import Mark, Rates, floor_seconds, flops_of, measure_rates, synchronize
+from agentkv_evals.bench.rates import measure_rates
 from agentkv_evals.bench.shapes import SHAPES, device_dtype, random_decoder
-from agentkv_evals.bench.workload import NUM_SPANS, first_token, make_workload
-
-WARM_ROUNDS = 3
-"""Rounds that are dropped: kernels are compiled, and a size of step is captured the second time it comes."""
+from agentkv_evals.bench.ttft_arms import WARM_ROUNDS, Arm, play, record, table
+from agentkv_evals.bench.workload import NUM_SPANS, make_workload
 
 POOL_PROMPTS = 6
 """Prompts of the greatest length that the pool holds: residents, their authors' contexts, and a reader."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Arm:
-    """One arm's runs at one length. `ratio` None is full prefill; `from_host`: what is reused lies in host memory.
-
-    Attributes:
-        seconds: until the first token's id is on the host.
-        steps: the time of each step on the device.
-        after: what the host does for the prompt once its token is out.
-    """
-
-    ratio: float | None
-    from_host: bool = False
-    seconds: list[float] = field(default_factory=list)
-    steps: list[list[float]] = field(default_factory=list)
-    after: list[float] = field(default_factory=list)
-    sources: TokenSources | None = None
-
-    @property
-    def name(self) -> str:
-        """As shown."""
-        place = ", host" if self.from_host else ""
-        return "full" if self.ratio is None else f"screened {self.ratio:.0%}{place}"
 
 
 def run_ttft(
@@ -63,11 +33,13 @@ def run_ttft(
     rounds: int,
     device: str,
     seed: int,
+    beside_transformers: bool = False,
     profile_to: Path | None,
     from_host: bool = False,
     console: Console,
 ) -> dict[str, Any]:
-    """Measure; returns one record an arm and length. `from_host` adds arms that read from host memory.
+    """Measure; returns one record an arm and length. `from_host` adds arms that read from host memory,
+    `beside_transformers` times transformers' first token.
 
     Raises:
         ConfigError: a length that the shape does not hold.
@@ -81,19 +53,23 @@ def run_ttft(
     host_bytes = host_rate(device) if from_host else None
     if host_bytes is not None:
         console.print(f"copies from host memory: {host_bytes / 1e9:.1f} GB/s")
+    model = transformers_model(SHAPES[shape], device_dtype(device), device) if beside_transformers else None
     gc.collect()
     gc.freeze()  # a collection of all that was imported takes as long as a prefill
-    records, profiles = [], {}
+    records, profiles, transformers = [], {}, []
     for length in lengths:
         workload = make_workload(engine, length, seed=seed)
         arms = [Arm(ratio=ratio) for ratio in (None, *ratios)]
         arms += [Arm(ratio=ratio, from_host=True) for ratio in ratios if from_host]
+        theirs: list[float] = []
         for number in range(WARM_ROUNDS + rounds):
+            if model is not None:
+                theirs.append(prefill_seconds(model, workload.token_ids))
             for arm in arms:
                 if arm.from_host:
                     shelf.send_down(workload.residents)
                 request = workload.request(f"{length} {arm.name} {number}", arm.ratio, seed + number, rule)
-                _play(engine, request, arm)
+                play(engine, request, arm)
         if profile_to is not None:
             with layer_ranges(decoder.layers):
                 for ratio in (None, ratios[0]):
@@ -104,8 +80,12 @@ def run_ttft(
         shelf.forget(workload.residents)
         for resident in workload.residents:
             engine.release(resident.handle)
-        records += [_record(engine, length, arm, arms[0], rates, weight_bytes) for arm in arms]
-        console.print(_table([record for record in records if record["length"] == length], length))
+        if theirs:
+            seconds = theirs[WARM_ROUNDS:]
+            transformers.append({"length": length, "ttft_ms": [1e3 * value for value in seconds]})
+            console.print(f"transformers, {length} tokens: {1e3 * median(seconds):.1f} ms to the first token")
+        records += [record(engine, length, arm, arms[0], rates, weight_bytes) for arm in arms]
+        console.print(table([record for record in records if record["length"] == length], f"{length} tokens"))
     return {
         "rule": rule,
         "arms": records,
@@ -113,6 +93,7 @@ def run_ttft(
         "gemm_flops": rates.flops,
         "copy_bytes": rates.bytes,
         "host_copy_bytes": host_bytes,
+        "transformers": transformers,
     }
 
 
@@ -140,68 +121,3 @@ def _engine(
     engine = Engine(decoder, engine_config, revision=f"random {shape}", on_missing=shelf.missing)
     shelf.attach(engine)
     return engine, decoder
-
-
-def _play(engine: Engine, request: Request, arm: Arm) -> None:
-    device = engine.config.device
-    synchronize(device)
-    marks, started = [Mark(device)], time.perf_counter()
-    for sources in first_token(engine, request):
-        marks.append(Mark(device))
-        arm.sources = sources
-    arm.seconds.append(time.perf_counter() - started)
-    engine.release_finished()
-    arm.after.append(time.perf_counter() - started - arm.seconds[-1])
-    synchronize(device)
-    arm.steps.append([start.until(end) for start, end in pairwise(marks)])
-    assert arm.sources is not None, "the request ended without a token"
-    assert not arm.sources.fallbacks, f"reuse did not happen: {arm.sources.fallbacks}"
-    assert (arm.sources.restored > 0) == arm.from_host, f"{arm.sources.restored} tokens came from host memory"
-
-
-def _record(engine: Engine, length: int, arm: Arm, full: Arm, rates: Rates, weight_bytes: int) -> dict[str, Any]:
-    assert arm.sources is not None
-    seconds = arm.seconds[WARM_ROUNDS:]
-    ratios = sorted(whole / own for whole, own in zip(full.seconds[WARM_ROUNDS:], seconds, strict=True))
-    floor = floor_seconds(flops_of(engine.model_config, arm.sources), weight_bytes, rates)
-    return {
-        "length": length,
-        "arm": arm.name,
-        "ratio": arm.ratio,
-        "from_host": arm.from_host,
-        "restored": arm.sources.restored,
-        "ttft_ms": [1e3 * value for value in seconds],
-        "ttft_ms_median": 1e3 * median(seconds),
-        "after_ms_median": 1e3 * median(arm.after[WARM_ROUNDS:]),
-        "steps_ms_median": [1e3 * median(step) for step in zip(*arm.steps[WARM_ROUNDS:], strict=False)],
-        "times_faster": ratios,
-        "times_faster_median": median(ratios),
-        "floor_ms": 1e3 * floor,
-        "share_of_roofline": floor / median(seconds),
-        "row_layers": arm.sources.row_layers,
-        "row_layers_of_full": length * engine.model_config.num_layers,
-        "reused": arm.sources.reused,
-        "repaired": arm.sources.repaired,
-        "computed": arm.sources.computed,
-    }
-
-
-def _table(records: Sequence[dict[str, Any]], length: int) -> Table:
-    table = Table(title=f"time to first token, {length} tokens (ms; rows: row-layers; floor: roofline)", padding=(0, 0))
-    titles = "arm", "TTFT", "min..max", "steps", "faster", "min..max", "rows", "floor", "share"
-    for title in titles:
-        table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
-    for record in records:
-        ttft, faster = record["ttft_ms"], record["times_faster"]
-        table.add_row(
-            record["arm"],
-            f"{record['ttft_ms_median']:.1f}",
-            f"{min(ttft):.1f}..{max(ttft):.1f}",
-            " + ".join(f"{step:.1f}" for step in record["steps_ms_median"]),
-            f"{record['times_faster_median']:.2f}",
-            f"{faster[0]:.2f}..{faster[-1]:.2f}",
-            f"{record['row_layers'] / record['row_layers_of_full']:.1%}",
-            f"{record['floor_ms']:.1f}",
-            f"{record['share_of_roofline']:.0%}",
-        )
-    return table

@@ -73,18 +73,20 @@ def make_workload(engine: Engine, length: int, *, seed: int, most_context: int |
     lot = random.Random(seed)
     gaps = _shares(round(FRESH_SHARE * length), NUM_SPANS + 1)
     texts = _shares(length - sum(gaps), NUM_SPANS)
-    prompt = list(_tokens(lot, gaps[0], engine))
+    prompt = list(tokens(lot, gaps[0], engine))
     spans, residents = [], []
     for number, (text_length, gap) in enumerate(zip(texts, gaps[1:], strict=True)):
-        context = _tokens(lot, lot.randint(1, most_context or max(2, length // 4)), engine)
-        text = _tokens(lot, text_length, engine)
-        resident = _author(engine, f"author {number} of {length}", context, text)
+        context = tokens(lot, lot.randint(1, most_context or max(2, length // 4)), engine)
+        text = tokens(lot, text_length, engine)
+        resident = keep_text(engine, f"author {number} of {length}", context, text)
         start = len(prompt)
-        unseen, gone = ((0, start),), len(context)
+        unseen, gone, unread = ((0, start),), len(context), tuple((span.start, span.end) for span in spans)
         end = start + text_length
-        spans.append(PlacedSpan(start=start, end=end, handle=resident.handle, unseen=unseen, num_gone=gone))
+        spans.append(
+            PlacedSpan(start=start, end=end, handle=resident.handle, unseen=unseen, num_gone=gone, unread=unread)
+        )
         residents.append(resident)
-        prompt += text + _tokens(lot, gap, engine)
+        prompt += text + tokens(lot, gap, engine)
     return Workload(token_ids=tuple(prompt), spans=tuple(spans), residents=tuple(residents))
 
 
@@ -106,7 +108,8 @@ def random_tokens(seed: int, count: int, engine: Engine) -> tuple[int, ...]:
     return tokens(random.Random(seed), count, engine)
 
 
-def _author(engine: Engine, name: str, context: tuple[int, ...], text: tuple[int, ...]) -> Resident:
+def keep_text(engine: Engine, name: str, context: tuple[int, ...], text: tuple[int, ...]) -> Resident:
+    """The KV of a text whose author had a context before it."""
     one = SamplingParams(max_tokens=1)
     request = Request(request_id=name, token_ids=context + text, sampling=one, mode=ReuseMode.OFF, tenant=name)
     for _ in first_token(engine, request):
@@ -119,5 +122,6 @@ def _shares(total: int, count: int) -> list[int]:
     return [(number + 1) * total // count - number * total // count for number in range(count)]
 
 
-def _tokens(lot: random.Random, count: int, engine: Engine) -> tuple[int, ...]:
+def tokens(lot: random.Random, count: int, engine: Engine) -> tuple[int, ...]:
+    """So many tokens by lot."""
     return tuple(lot.choices(range(engine.model_config.vocab_size), k=count))
