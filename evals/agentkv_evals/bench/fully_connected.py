@@ -1,4 +1,4 @@
-"""`agentkv bench agents`: KVCOMM's setting (arXiv 2510.12872), five agents that each read all that those before them wrote.
+"""`agentkv bench agents`: KVCOMM's setting (arXiv 2510.12872), five agents that read all that those before them wrote.
 
 Every agent has a system prompt of 512 tokens, then the user's text of 1,024, then 512 tokens of each agent before it.
 """
