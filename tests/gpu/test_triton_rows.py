@@ -48,7 +48,8 @@ def answers(directory, dtype: torch.dtype) -> dict[str, Answer]:
 def test_engine_answers_alike_on_both_back_ends(small_model, family: str, monkeypatch) -> None:
     kernels = answers(small_model(family), torch.float32)
     monkeypatch.setattr(
-        "agentkv_engine.engine.choose_backend", lambda config, rope, dtype, device: SdpaBackend(rope, device)
+        "agentkv_engine.runner.model_runner.choose_backend",
+        lambda config, rope, dtype, device: SdpaBackend(rope, device),
     )
     oracle = answers(small_model(family), torch.float32)
     assert {name: answer.token_ids for name, answer in kernels.items()} == {

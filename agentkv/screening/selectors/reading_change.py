@@ -99,7 +99,7 @@ def _only(rereads: Sequence[Reread], chosen: np.ndarray) -> list[Reread]:
     """Those of the rows, counted through all groups, that are chosen; ascending."""
     first_rows = accumulate([len(each.positions) for each in rereads], initial=0)
     groups = np.split(chosen, np.searchsorted(chosen, list(first_rows)[1:-1]))
-    positions = np.concatenate([np.asarray(each.positions) for each in rereads])
+    positions = np.asarray([position for each in rereads for position in each.positions])
     return [
         replace(each, positions=tuple(positions[rows].tolist()))
         for each, rows in zip(rereads, groups, strict=True)
@@ -121,7 +121,7 @@ def unread_messages(view: ReuseView) -> list[Reread]:
 
 def spread(change_R: Tensor, candidates: Sequence[int]) -> Tensor:
     """Each row's change, or that of a row shortly before it, faded, whichever is greater."""
-    positions = torch.tensor(candidates, device=change_R.device)
+    positions = torch.from_numpy(np.asarray(candidates)).to(change_R.device)
     spread_R = change_R.clone()
     for step in range(1, min(REACH, len(candidates) - 1) + 1):
         follows = positions[step:] - positions[:-step] == step

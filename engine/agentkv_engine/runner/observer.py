@@ -166,7 +166,7 @@ class LiveObservation:
 
     def _reread(self, layer: int, batch: Sequence[Reread]) -> tuple[Tensor, Tensor]:
         """Both changes of a batch's rows, [R] each."""
-        asked = np.concatenate([np.asarray(tile.positions, dtype=np.int64) for tile in batch])
+        asked = np.concatenate([_array_of(tile.positions) for tile in batch])
         assert not np.isin(asked, self._probe.borrowed_N).any(), "rows that a probe has run left traces of their own"
         traces = self._traces(layer, asked)
         q_RHD = self._turned_queries(traces, asked).to(self._observer.pool.dtype)
@@ -321,8 +321,15 @@ def _joined(tiles: Sequence[Reread], most_rows: int) -> Iterator[tuple[np.ndarra
             if parts and sum(map(len, parts)) + len(tile.positions) > most_rows:
                 yield np.concatenate(parts), left_out
                 parts = []
-            parts.append(np.asarray(tile.positions, dtype=np.int64))
+            parts.append(_array_of(tile.positions))
         yield np.concatenate(parts), left_out
+
+
+def _array_of(positions: Sequence[int]) -> np.ndarray:
+    """numpy goes through a range number by number."""
+    if isinstance(positions, range):
+        return np.arange(positions.start, positions.stop, positions.step, dtype=np.int64)
+    return np.asarray(positions, dtype=np.int64)
 
 
 def head_probabilities(q_RHD: Tensor, k_SKD: Tensor, visible_RS: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def run_agents(
     longest = PREFIX + USER_TEXT + NUM_AGENTS * REPLY
     token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
     settings = EngineConfig(
-        kv_memory=4 * NUM_AGENTS * longest * token_bytes,
+        kv_memory=(WARM_ROUNDS + rounds + 2) * NUM_AGENTS * longest * token_bytes,
         max_rows_per_step=2 * longest,
         device=device,
         dtype=dtype,
