@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 from langgraph.graph import START, MessagesState, StateGraph
+from pydantic import SecretStr
 
 from agentkv.api import ChatMessage, ChatRequest, Reuse
 from agentkv.client import Client
@@ -22,6 +23,7 @@ from langchain_agentkv import ChatAgentKV
 from small_models import PARAGRAPH
 
 KEYS = ("first-key", "second-key")
+METRICS_KEY = SecretStr("metrics-key")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def service(small_model: Callable[[str], Path]) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def url(service: Service) -> Iterator[str]:
-    with running_app(create_app(service, ServerSettings(api_keys=KEYS))) as url:
+    with running_app(create_app(service, ServerSettings(api_keys=KEYS, metrics_key=METRICS_KEY))) as url:
         yield url
 
 
@@ -159,7 +161,8 @@ async def test_agents_read_each_other_in_a_graph(service: Service) -> None:
 def test_metrics_tell_the_sources(url: str, service: Service) -> None:
     headers = {"Authorization": f"Bearer {KEYS[0]}"}
     httpx.post(f"{url}/v1/chat/completions", json=ask(service, "x", "y", agent_hint="counted"), headers=headers)
-    text = httpx.get(f"{url}/metrics", headers=headers).text
+    metrics_headers = {"Authorization": f"Bearer {METRICS_KEY.get_secret_value()}"}
+    text = httpx.get(f"{url}/metrics", headers=metrics_headers).text
     assert 'agentkv_prompt_tokens_total{agent="counted",source="computed"}' in text
     (held,) = [line for line in text.splitlines() if line.startswith('agentkv_kv_bytes{tier="pool"}')]
     assert float(held.split()[1]) > 0
