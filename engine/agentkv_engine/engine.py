@@ -241,6 +241,12 @@ class Engine:
                 raise
             return self._give_way(error)
 
+    def drain(self) -> None:
+        """Wait for steps that are under way though nobody wants them any more, and give back what they held."""
+        while self._under_way:
+            self.step()
+        self.release_finished()
+
     def interrupt(self) -> None:
         """Let `step` return without waiting for results where another step could be started: there is something new to
         do. May be called by any thread."""

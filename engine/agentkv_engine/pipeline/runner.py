@@ -5,7 +5,7 @@ import logging
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,10 @@ POLL_MS = 100
 LONGEST_PAUSE = 30.0
 """Seconds between tries to start the stages where that keeps failing."""
 
-TIMES_KEPT = 16384
+TIMES_KEPT = 1 << 17
+
+SETTLE_SECONDS = 2.0
+"""How long `settled_times` waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,16 @@ class PipelineRunner:
         """Process ids of the stages; empty while they are started again."""
         group = self._group
         return group.pids if group is not None else ()
+
+    def settled_times(self) -> list[StepTimes]:
+        """`times`, once every stage has told of every step: nothing may be under way."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            counts = Counter(each.stage for each in self.times)
+            if len(counts) == len(self._layers) and len(set(counts.values())) == 1:
+                break
+            self._receive()
+        return list(self.times)
 
     def submit(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> _UnderWay:
         """See `Runner.submit`: the order is on its way to all stages."""

@@ -405,6 +405,12 @@ def pipeline(
     patience: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Time after it for replies to end.")] = 60.0,
     kv_memory: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of KV, all stages.")] = "1GiB",
     max_sequences: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 256,
+    simulate: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, help="Simulate so many stages with the costs measured here, repeatable.", show_default="none"
+        ),
+    ] = None,
     slo_ttft: Annotated[float, typer.Option(metavar="SECONDS", help="Most time to the first token.")] = 2.0,
     slo_tpot: Annotated[float, typer.Option(metavar="SECONDS", help="Most time a token after it.")] = 0.1,
     device: Device = None,
@@ -432,6 +438,7 @@ def pipeline(
         max_sequences=max_sequences,
         slo_ttft=slo_ttft,
         slo_tpot=slo_tpot,
+        simulate=tuple(simulate or ()),
         patience=patience,
         device=device,
         json_file=json_file,

@@ -2,34 +2,43 @@
 
 import io
 import json
+import random
 import statistics
 from dataclasses import replace
 
 import pytest
+import torch
 from rich.console import Console
 
 from agentkv.errors import ConfigError
+from agentkv_engine.config import EngineConfig
+from agentkv_engine.engine import Engine
 from agentkv_engine.pipeline.messages import StepTimes
 from agentkv_engine.scheduler.budget import FixedBudget
+from agentkv_engine.scheduler.token_throttling import TokenThrottling
 from agentkv_evals.bench.pipeline.arms import NAMES, arm
-from agentkv_evals.bench.pipeline.drive import Driven, Timed
+from agentkv_evals.bench.pipeline.costs import StageCosts, StepSize, fit
+from agentkv_evals.bench.pipeline.drive import Driven, Timed, drive
 from agentkv_evals.bench.pipeline.figures import figures
 from agentkv_evals.bench.pipeline.load import Arrival, arrivals
 from agentkv_evals.bench.pipeline.run import PipelineSettings, run_pipeline
+from agentkv_evals.bench.pipeline.simulated import SimulatedClock, SimulatedModel, SimulatedRunner
+from agentkv_evals.bench.shapes import SHAPES
 
 QUICK = PipelineSettings(
     shape="small",
     stages=2,
     lengths="sharegpt",
-    rates=(8.0,),
+    rates=(12.0,),
     arms=("fixed-64", "throttling-blocking"),
     seeds=(0,),
-    seconds=1.0,
+    seconds=0.6,
     scale=0.05,
     kv_memory=16 << 20,
     max_sequences=16,
     slo_ttft=20.0,
     slo_tpot=5.0,
+    simulate=(),
     patience=60.0,
     device="cpu",
     json_file=None,
@@ -82,6 +91,47 @@ def test_arms_run_and_a_cut_off_run_goes_on(tmp_path) -> None:
         assert run["ended"] == run["requests"] > 0
         assert len(run["stages_idle"]) == 2
         assert run["driver_cores"] > 0
+    assert content["costs"]["layer"] + content["costs"]["per_row"] > 0
+    simulated = run_pipeline(replace(settings, simulate=(2, 4)), console)["simulated"]
+    assert [run["arm"] for run in simulated[:3]] == [
+        f"{QUICK.arms[0]}, 2 stages",
+        f"{QUICK.arms[1]}, 2 stages",
+        f"{QUICK.arms[0]}, 4 stages",
+    ]
+    assert all(run["ended"] == run["requests"] > 0 for run in simulated)
+    assert "SIMULATED" in console.file.getvalue()
     assert run_pipeline(settings, console)["runs"] == content["runs"], "nothing was left to do"
     with pytest.raises(ConfigError, match="other settings"):
         run_pipeline(replace(settings, scale=0.1), console)
+
+
+def test_costs_are_found_again() -> None:
+    costs = StageCosts(
+        layer=1e-3, per_row=2e-5, per_key=1e-8, sampling=5e-4, per_sample=1e-5, transfer=1e-4, order=2e-4
+    )
+    lot = random.Random(0)
+    sizes = [StepSize(rows, rows * lot.randint(1, 900), lot.randint(0, 8)) for rows in lot.choices(range(1, 600), k=60)]
+    times, at = [], 0.0
+    for number, size in enumerate(sizes):
+        for stage, layers in enumerate((3, 2)):
+            seconds = costs.stage(size, layers, is_last=stage == 1)
+            times.append(StepTimes(number, stage, at, at + 2e-4, at + 1e-4, at + 1e-4 + seconds))
+            at += 1e-4 + seconds
+    found = fit(sizes, times, (3, 2))
+    for name in ("layer", "per_row", "per_key", "sampling", "per_sample", "transfer", "order"):
+        assert getattr(found, name) == pytest.approx(getattr(costs, name), rel=1e-3), name
+
+
+def test_stages_overlap_in_simulated_time() -> None:
+    """Four stages of equal cost: one decoding request goes through all, four requests keep all busy."""
+    costs = StageCosts(layer=0.25, per_row=0, per_key=0, sampling=0, per_sample=0, transfer=0, order=0)
+    spans = []
+    for num_requests in (1, 4):
+        clock = SimulatedClock()
+        runner = SimulatedRunner(clock, costs, (1, 1, 1, 1))
+        model = SimulatedModel(SHAPES["small"], torch.float32, runner)
+        engine = Engine(model, EngineConfig(kv_memory=1 << 24), budget=TokenThrottling(num_stages=4))
+        coming = [Arrival(at=0.0, prompt=1, reply=20)] * num_requests
+        spans.append(drive(engine, coming, most_seconds=1000, clock=clock).ended)
+    assert spans[0] == 20.0
+    assert spans[1] < 22

@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from agentkv_engine.engine import Engine
 from agentkv_engine.runner.runner import Pending
 from agentkv_engine.scheduler.output import SchedulerOutput
+from agentkv_evals.bench.pipeline.costs import StepSize
 from agentkv_evals.bench.pipeline.load import Arrival
 
 
@@ -29,6 +31,7 @@ class Driven:
 
     Attributes:
         rows: of each step, with the time at which it was started.
+        sizes: the same steps' sizes.
         tokens: (time, prompt and reply tokens) done.
         cpu: share of a core that the driver took.
         ended: when the last request ended, or the run was cut off.
@@ -36,56 +39,108 @@ class Driven:
 
     requests: list[Timed]
     rows: list[tuple[float, int]] = field(default_factory=list)
+    sizes: list[StepSize] = field(default_factory=list)
     tokens: list[tuple[float, int]] = field(default_factory=list)
     cpu: float = 0.0
     ended: float = 0.0
 
 
-def drive(engine: Engine, coming: Sequence[Arrival], *, most_seconds: float) -> Driven:
+class Clock(Protocol):
+    """Measures a run."""
+
+    def start(self, arrivals: Sequence[float]) -> None:
+        """Begin at 0; requests come at these times."""
+        ...
+
+    def now(self) -> float:
+        """Seconds since the start."""
+        ...
+
+    def sleep_until(self, at: float) -> None:
+        """Nothing is to be done before."""
+        ...
+
+    def stop(self) -> None:
+        """The run is over."""
+        ...
+
+
+class RealClock:
+    """Time as it passes; implements `Clock`. A thread interrupts the engine's waits when a request comes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._started = 0.0
+        self._over = threading.Event()
+        self._waker: threading.Thread | None = None
+
+    def start(self, arrivals: Sequence[float]) -> None:
+        """See `Clock.start`."""
+        self._started = time.perf_counter()
+        self._waker = threading.Thread(target=self._wake, args=(arrivals,), daemon=True)
+        self._waker.start()
+
+    def now(self) -> float:
+        """See `Clock.now`."""
+        return time.perf_counter() - self._started
+
+    def sleep_until(self, at: float) -> None:
+        """See `Clock.sleep_until`."""
+        time.sleep(max(0.0, at - self.now()))
+
+    def stop(self) -> None:
+        """See `Clock.stop`."""
+        self._over.set()
+        if self._waker is not None:
+            self._waker.join()
+
+    def _wake(self, arrivals: Sequence[float]) -> None:
+        for at in arrivals:
+            if self._over.wait(max(0.0, at - self.now())):
+                return
+            self._engine.interrupt()
+
+
+def drive(engine: Engine, coming: Sequence[Arrival], *, most_seconds: float, clock: Clock | None = None) -> Driven:
     """Run requests to their ends, or for so many seconds.
 
     Raises:
         EngineError: a request failed.
     """
-    requests = [Timed(arrival=arrival) for arrival in coming]
+    clock = clock or RealClock(engine)
     made = [arrival.request(number, engine.model_config.vocab_size) for number, arrival in enumerate(coming)]
-    driven = Driven(requests=requests)
-    used, started = time.process_time(), time.perf_counter()
-    unwatch = _watch_steps(engine, driven, started)
-    over = threading.Event()
-    waker = threading.Thread(target=_wake, args=(engine, coming, started, over), daemon=True)
-    waker.start()
+    driven = Driven(requests=[Timed(arrival=arrival) for arrival in coming])
+    unwatch = _watch_steps(engine, driven, clock)
+    used = time.process_time()
+    clock.start([arrival.at for arrival in coming])
     try:
         given = 0
-        while (now := time.perf_counter() - started) < most_seconds:
+        while (now := clock.now()) < most_seconds:
             while given < len(made) and coming[given].at <= now:
                 engine.add(made[given])
                 given += 1
             if engine.has_work:
-                _step(engine, driven, started)
+                _step(engine, driven, clock)
             elif given == len(made):
                 break
             else:
-                time.sleep(max(0.0, coming[given].at - (time.perf_counter() - started)))
+                clock.sleep_until(coming[given].at)
+        driven.ended = clock.now()
+        driven.cpu = (time.process_time() - used) / driven.ended
     finally:
-        over.set()
-        waker.join()
+        clock.stop()
         unwatch()
         for number in range(len(made)):
             engine.abort(str(number))
-        while engine.has_work:
-            engine.step()
-        engine.release_finished()
-    driven.ended = time.perf_counter() - started
-    driven.cpu = (time.process_time() - used) / driven.ended
+        engine.drain()
     return driven
 
 
-def _step(engine: Engine, driven: Driven, started: float) -> None:
+def _step(engine: Engine, driven: Driven, clock: Clock) -> None:
     for output in engine.step():
         if output.error is not None:
             raise output.error
-        timed, now = driven.requests[int(output.request_id)], time.perf_counter() - started
+        timed, now = driven.requests[int(output.request_id)], clock.now()
         count = len(output.token_ids)
         if timed.first is None:
             timed.first = now
@@ -95,22 +150,15 @@ def _step(engine: Engine, driven: Driven, started: float) -> None:
         driven.tokens.append((now, count))
 
 
-def _watch_steps(engine: Engine, driven: Driven, started: float) -> Callable[[], None]:
+def _watch_steps(engine: Engine, driven: Driven, clock: Clock) -> Callable[[], None]:
     """Note the rows of every step; returns what ends that."""
     runner, name = engine._runner, "submit"
     submit = runner.submit
 
     def noted(schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> Pending:
-        driven.rows.append((time.perf_counter() - started, schedule.num_rows))
+        driven.rows.append((clock.now(), schedule.num_rows))
+        driven.sizes.append(StepSize.of(schedule))
         return submit(schedule, assert_writable)
 
     setattr(runner, name, noted)
     return lambda: delattr(runner, name)
-
-
-def _wake(engine: Engine, coming: Sequence[Arrival], started: float, over: threading.Event) -> None:
-    """Interrupt the engine's waits when a request comes."""
-    for arrival in coming:
-        if over.wait(max(0.0, arrival.at - (time.perf_counter() - started))):
-            return
-        engine.interrupt()

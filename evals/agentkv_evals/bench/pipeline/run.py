@@ -2,9 +2,10 @@
 was cut off."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from agentkv.errors import ConfigError
 from agentkv_engine.config import EngineConfig, PipelineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.model.random_weights import RandomWeights, random_decoder
+from agentkv_engine.pipeline.messages import StepTimes
 from agentkv_engine.pipeline.model import PipelineModel
 from agentkv_engine.pipeline.runner import PipelineRunner
+from agentkv_engine.pipeline.split import split_layers
 from agentkv_evals.bench.pipeline.arms import Arm, arm
-from agentkv_evals.bench.pipeline.drive import drive
+from agentkv_evals.bench.pipeline.costs import StageCosts, fit
+from agentkv_evals.bench.pipeline.drive import Driven, drive
 from agentkv_evals.bench.pipeline.figures import figures
-from agentkv_evals.bench.pipeline.load import LENGTHS, arrivals
+from agentkv_evals.bench.pipeline.load import LENGTHS, Arrival, arrivals
+from agentkv_evals.bench.pipeline.simulated import SimulatedClock, SimulatedModel, SimulatedRunner
 from agentkv_evals.bench.run import device_here
 from agentkv_evals.bench.shapes import SHAPES, device_dtype
 from agentkv_evals.comparison.environment import environment
@@ -37,6 +42,8 @@ class PipelineSettings:
         stages: processes; 1 runs the model in this one.
         kv_memory: bytes, of all stages.
         slo_ttft, slo_tpot: seconds.
+        simulate: numbers of stages that are simulated with the costs of those that ran, at rates and KV memory in
+            proportion.
         patience: seconds after the last arrival after which a run is cut off.
     """
 
@@ -52,6 +59,7 @@ class PipelineSettings:
     max_sequences: int
     slo_ttft: float
     slo_tpot: float
+    simulate: tuple[int, ...]
     patience: float
     device: str | None
     json_file: Path | None
@@ -81,23 +89,68 @@ def run_pipeline(settings: PipelineSettings, console: Console | None = None) -> 
         with _engine(settings, device) as engine:
             _warm_up(engine, settings)
             for each, rate, seed in todo:
-                result = _run(engine, settings, each, rate, seed)
-                content["runs"].append({"arm": each.name, "rate": rate, "seed": seed, **result})
-                console.print(f"{each.name} at {rate}/s, seed {seed}: {result['tokens_per_second']:.0f} tokens/s")
+                driven, times = _drive(engine, settings, each, rate, seed)
+                content["runs"].append(
+                    {"arm": each.name, "rate": rate, "seed": seed, **_figures(settings, driven, times)}
+                )
+                if times and len(times) == settings.stages * len(driven.sizes):
+                    content["costs"] = asdict(fit(driven.sizes, times, _layers(settings, settings.stages)))
+                told = content["runs"][-1]
+                console.print(f"{each.name} at {rate}/s, seed {seed}: {told['tokens_per_second']:.0f} tokens/s")
                 _write(settings, content)
-    console.print(_table(content))
+    console.print(_table("measured", content["runs"]))
+    if settings.simulate:
+        content["simulated"] = list(_simulate(settings, content, arms))
+        _write(settings, content)
+        console.print(_table("SIMULATED", content["simulated"]))
     return content
 
 
-def _run(engine: Engine, settings: PipelineSettings, each: Arm, rate: float, seed: int) -> dict[str, Any]:
-    coming = arrivals(settings.lengths, rate=rate, seconds=settings.seconds, scale=settings.scale, seed=seed)
+def _simulate(settings: PipelineSettings, content: dict[str, Any], arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
+    """Curves for other numbers of stages. Raises ConfigError: nothing was measured that tells costs."""
+    if content["costs"] is None:
+        raise ConfigError("a simulation takes its costs from a pipeline that ran: give --stages 2 or more")
+    costs, shape = StageCosts(**content["costs"]), SHAPES[settings.shape]
+    for num_stages in settings.simulate:
+        grown = num_stages / settings.stages
+        clock = SimulatedClock()
+        runner = SimulatedRunner(clock, costs, _layers(settings, num_stages))
+        config = EngineConfig(kv_memory=int(settings.kv_memory * grown), max_sequences=settings.max_sequences)
+        engine = Engine(SimulatedModel(shape, device_dtype(content["on"]), runner), config)
+        for each, rate, seed in product(arms, settings.rates, settings.seeds):
+            runner.reset()
+            runner.max_under_way = 1 if each.blocking else num_stages
+            engine.use_budget(arm(each.name, num_stages).budget)
+            coming = _arrivals(settings, rate * grown, seed)
+            driven = drive(engine, coming, most_seconds=settings.seconds + settings.patience, clock=clock)
+            told = _figures(settings, driven, ()) | {"driver_cores": None}
+            told["stages_idle"] = [1 - busy / driven.ended for busy in runner.busy]
+            yield {"arm": f"{each.name}, {num_stages} stages", "rate": rate * grown, "seed": seed, **told}
+
+
+def _layers(settings: PipelineSettings, num_stages: int) -> list[int]:
+    stages = split_layers(PipelineConfig(num_stages=num_stages), SHAPES[settings.shape].num_layers)
+    return [len(layers) for layers in stages]
+
+
+def _arrivals(settings: PipelineSettings, rate: float, seed: int) -> tuple[Arrival, ...]:
+    return arrivals(settings.lengths, rate=rate, seconds=settings.seconds, scale=settings.scale, seed=seed)
+
+
+def _drive(
+    engine: Engine, settings: PipelineSettings, each: Arm, rate: float, seed: int
+) -> tuple[Driven, list[StepTimes]]:
+    """Run an arm; what it did, and what its stages told."""
     engine.use_budget(each.budget)
     runner = engine._runner
     if isinstance(runner, PipelineRunner):
         runner.max_under_way = 1 if each.blocking else settings.stages
         runner.times.clear()
-    driven = drive(engine, coming, most_seconds=settings.seconds + settings.patience)
-    times = list(runner.times) if isinstance(runner, PipelineRunner) else []
+    driven = drive(engine, _arrivals(settings, rate, seed), most_seconds=settings.seconds + settings.patience)
+    return driven, runner.settled_times() if isinstance(runner, PipelineRunner) else []
+
+
+def _figures(settings: PipelineSettings, driven: Driven, times: Sequence[StepTimes]) -> dict[str, Any]:
     window = (WARM_SHARE * settings.seconds, settings.seconds)
     return figures(driven, times, window=window, slo=(settings.slo_ttft, settings.slo_tpot))
 
@@ -106,8 +159,10 @@ def _warm_up(engine: Engine, settings: PipelineSettings) -> None:
     """Steps of all sizes, so that kernels are there and the stages' patience knows them."""
     for name in ("fixed-4096", "fixed-256"):
         engine.use_budget(arm(name, settings.stages).budget)
-        coming = arrivals(settings.lengths, rate=8.0, seconds=1.0, scale=settings.scale, seed=-1)
+        coming = arrivals(settings.lengths, rate=16.0, seconds=0.5, scale=settings.scale, seed=-1)
         drive(engine, coming, most_seconds=120)
+    if isinstance(engine._runner, PipelineRunner):
+        engine._runner.settled_times()
 
 
 @contextmanager
@@ -134,7 +189,14 @@ def _engine(settings: PipelineSettings, device: str) -> Iterator[Engine]:
 
 def _begun(settings: PipelineSettings, device: str) -> dict[str, Any]:
     told = {name: value for name, value in asdict(settings).items() if name not in _MAY_GROW}
-    content = {"benchmark": "pipeline", "settings": told, "environment": environment(), "on": device, "runs": []}
+    content = {
+        "benchmark": "pipeline",
+        "settings": told,
+        "environment": environment(),
+        "on": device,
+        "costs": None,
+        "runs": [],
+    }
     file = settings.json_file
     if file is None or not file.exists():
         return content
@@ -144,7 +206,7 @@ def _begun(settings: PipelineSettings, device: str) -> dict[str, Any]:
     return found
 
 
-_MAY_GROW = ("rates", "arms", "seeds", "json_file", "patience", "device")
+_MAY_GROW = ("rates", "arms", "seeds", "json_file", "patience", "device", "simulate")
 """Settings in which a run that goes on may differ."""
 
 
@@ -153,9 +215,10 @@ def _write(settings: PipelineSettings, content: dict[str, Any]) -> None:
         settings.json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _table(content: dict[str, Any]) -> Table:
-    table = Table("arm", "rate", "tokens/s", "TTFT p50", "p99", "TPOT p50", "p99", "SLO", "rows CoV", "idle", "driver")
-    for run in sorted(content["runs"], key=lambda run: (run["rate"], run["seed"])):
+def _table(title: str, runs: Sequence[dict[str, Any]]) -> Table:
+    columns = ("arm", "rate", "tokens/s", "TTFT p50", "p99", "TPOT p50", "p99", "SLO", "rows CoV", "idle", "driver")
+    table = Table(*columns, title=title)
+    for run in sorted(runs, key=lambda run: (run["rate"], run["seed"])):
         ttft, tpot = run["ttft"] or {}, run["tpot"] or {}
         table.add_row(
             f"{run['arm']} ({run['seed']})",
@@ -165,6 +228,6 @@ def _table(content: dict[str, Any]) -> Table:
             "-" if run["slo_attainment"] is None else f"{run['slo_attainment']:.0%}",
             "-" if run["rows_variation"] is None else f"{run['rows_variation']:.2f}",
             " ".join(f"{share:.0%}" for share in run["stages_idle"]),
-            f"{run['driver_cores']:.2f}",
+            "-" if run["driver_cores"] is None else f"{run['driver_cores']:.2f}",
         )
     return table
