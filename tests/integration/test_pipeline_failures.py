@@ -20,7 +20,7 @@ LONG = SamplingParams(max_tokens=2000)
 
 @pytest.fixture(scope="module")
 def stages(small_model) -> Iterator[SharedStages]:
-    shared = SharedStages(small_model("qwen2"), silence=2.0)
+    shared = SharedStages(small_model("qwen2"))
     yield shared
     shared.close()
 
