@@ -66,7 +66,7 @@ class CpuRows:
 
     def attend(self, q_AHD: Tensor, layer: int, pool: KVPool, prepared: PreparedCpuRows) -> Tensor:
         """See `AttentionBackend.attend`."""
-        if prepared.decodes is not None and len(prepared.decodes.keys) == len(q_AHD):
+        if prepared.decodes is not None and len(prepared.decodes.keys) == q_AHD.shape[0]:
             return _attend_decodes(q_AHD, pool, layer, prepared.decodes)
         if len(prepared.chunks) == 1 and prepared.decodes is None and not prepared.others:
             return self._attend_chunk(q_AHD, pool, layer, prepared.chunks[0])
@@ -111,7 +111,7 @@ def last_rows_attention(q_RHD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> Tensor:
 def _attend_decodes(q_AHD: Tensor, pool: KVPool, layer: int, decodes: Decodes) -> Tensor:
     """The heads that share keys are rows of one: no key is repeated."""
     k_1KSD, v_1KSD = pool.stored_by_head(layer)
-    q_A1KGD = q_AHD.view(len(q_AHD), 1, k_1KSD.shape[1], -1, q_AHD.shape[2])
+    q_A1KGD = q_AHD.view(q_AHD.shape[0], 1, k_1KSD.shape[1], -1, q_AHD.shape[2])
     outs = [
         F.scaled_dot_product_attention(q_1KGD, k_1KSD.narrow(2, first, count), v_1KSD.narrow(2, first, count))
         for q_1KGD, (first, count) in zip(q_A1KGD.unbind(), decodes.keys, strict=True)

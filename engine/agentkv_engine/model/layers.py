@@ -61,11 +61,11 @@ class Attention(nn.Module):
         """Put all rows' K and V into their slots; attend with those that go on."""
         num_attending = step.num_attending(self.index)
         q_AHD = step.operations.rotate_and_store(
-            self.project(x_WE), step.places.first(len(x_WE)), num_attending, step.pool, self.index
+            self.project(x_WE), step.places.first(x_WE.shape[0]), num_attending, step.pool, self.index
         )
         step.record(self.index, q_AHD)
         q_AHD = step.going_on(self.index, q_AHD)
-        if len(q_AHD) == 0:
+        if q_AHD.shape[0] == 0:
             return x_WE[:0]
         out_AHD = step.backend.attend(q_AHD, self.index, step.pool, step.attention(self.index))
         out_AE = self.output(out_AHD.flatten(1))
@@ -113,7 +113,7 @@ class DecoderLayer(nn.Module):
         x_WE, normed_WE = self.attention_norm.after_adding(x_WE, delta_WE, step.operations)
         attended_AE = self.attention(normed_WE, step)
         x_AE = step.going_on(self.index, x_WE)
-        if len(x_AE) == 0:
+        if x_AE.shape[0] == 0:
             return x_AE, attended_AE
         x_AE, normed_AE = self.mlp_norm.after_adding(x_AE, attended_AE, step.operations)
         delta_AE = self.mlp(normed_AE, step)

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 FEW_ROWS = range(3, 16)
 """So many rows are multiplied piece by piece: fewer are not copied for, more are worth the copy."""
@@ -26,11 +27,10 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         weight_NK = self.weight
-        if len(input) not in FEW_ROWS or weight_NK.dtype is not torch.float32 or not weight_NK.is_cpu:
-            return super().forward(input)
-        size = piece_size(*weight_NK.shape)
+        few = input.shape[0] in FEW_ROWS and weight_NK.dtype is torch.float32 and weight_NK.is_cpu
+        size = piece_size(*weight_NK.shape) if few else None
         if size is None:
-            return super().forward(input)
+            return F.linear(input, weight_NK, self.bias)
         out_MN = multiply_in_pieces(input, weight_NK, size)
         return out_MN if self.bias is None else out_MN.add_(self.bias)
 
@@ -49,5 +49,5 @@ def multiply_in_pieces(x_MK: Tensor, weight_NK: Tensor, size: int) -> Tensor:
     """x times the transposed weight [M, N], in pieces of `size` outputs."""
     num_rows, num_inputs = x_MK.shape
     pieces_PSK = weight_NK.view(-1, size, num_inputs)
-    out_PMS = torch.bmm(x_MK.expand(len(pieces_PSK), -1, -1), pieces_PSK.transpose(1, 2))
+    out_PMS = torch.bmm(x_MK.expand(pieces_PSK.shape[0], -1, -1), pieces_PSK.transpose(1, 2))
     return out_PMS.transpose(0, 1).reshape(num_rows, -1)

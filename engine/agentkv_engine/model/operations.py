@@ -5,6 +5,7 @@ H heads, K kv heads, D head dimension, X = (H + 2 K) D.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -34,7 +35,7 @@ class RowPlaces:
 
     def first(self, num_rows: int) -> "RowPlaces":
         """Those of the first rows."""
-        if num_rows == len(self.slots_N):
+        if num_rows == self.slots_N.shape[0]:
             return self
         return RowPlaces(
             slots_N=self.slots_N[:num_rows],
@@ -92,7 +93,7 @@ class TorchOperations:
     ) -> Tensor:
         """See `Operations.rotate_and_store`."""
         num_kv_heads, head_dim = pool.head_shape
-        heads_WHD = qkv_WX.view(len(qkv_WX), -1, head_dim)
+        heads_WHD = qkv_WX.view(qkv_WX.shape[0], -1, head_dim)
         num_heads = heads_WHD.shape[1] - 2 * num_kv_heads
         turned_WHD = rotate(heads_WHD[:, : num_heads + num_kv_heads], places_W.rotation_N)
         k_WKD = turned_WHD[:, num_heads:]
@@ -105,5 +106,13 @@ class TorchOperations:
 def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     """Root mean square normalisation (arXiv 1910.07467), in float32."""
     exact_NE = x_NE.float()
-    mean_square_N1 = torch.linalg.vector_norm(exact_NE, dim=-1, keepdim=True).square_() / exact_NE.shape[-1]
-    return (exact_NE * (mean_square_N1 + eps).rsqrt_()).to(x_NE.dtype).mul_(weight_E)
+    length_N1 = torch.linalg.vector_norm(exact_NE, dim=-1, keepdim=True)
+    scale_N1 = torch.addcmul(_scalar(eps, x_NE.device), length_N1, length_N1, value=1 / x_NE.shape[-1]).rsqrt_()
+    return (exact_NE * scale_N1).to(x_NE.dtype).mul_(weight_E)
+
+
+@lru_cache
+def _scalar(value: float, device: torch.device) -> Tensor:
+    """A number that a kernel can take, made once."""
+    with torch.inference_mode():
+        return torch.tensor(value, device=device)

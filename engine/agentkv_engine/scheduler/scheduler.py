@@ -278,6 +278,8 @@ class Scheduler:
     def _assign_slots(self, seq: Sequence, rows: Rows) -> bool:
         """Give every row the slot it writes: a private one, or scratch for a probe's row on reused keys."""
         residence = seq.held
+        if len(rows) == 1 and residence.probe is None and rows.depths[0] == self._levels.num_layers:
+            return self._assign_slot(seq, int(rows.positions[0]))
         own = residence.own_slots(rows.positions)
         missing = rows.positions[own == NO_SLOT]
         borrowed = np.zeros(len(missing), dtype=bool)
@@ -296,7 +298,7 @@ class Scheduler:
         return True
 
     def _assign_slot(self, seq: Sequence, position: int) -> bool:
-        """Give a fresh position behind all others the slot it writes."""
+        """Give one row of full depth the slot it writes."""
         residence = seq.held
         slot = residence.own_slots(np.array([position]))[0]
         if slot == NO_SLOT:
