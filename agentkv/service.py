@@ -91,7 +91,8 @@ class Service:
         self._grammars = GrammarCompiler(tokenizer, self._prompts.speech)
         self._recognizer = recognizer
         self._keeper = keeper
-        self._worth = WorthCheck()
+        break_even = calibration.break_even.get(engine.device_type) if calibration else None
+        self._worth = WorthCheck() if break_even is None else WorthCheck(min_reused=break_even)
         self._calibration = calibration
         self._requests = EngineRequests(engine, tokenizer, config, self._grammars, calibration)
         self._running: dict[str, RunningChat] = {}

@@ -63,12 +63,15 @@ class Calibration:
         model: its fingerprint.
         curves: by rule, whatever its ratio.
         trace_layers: layers that were traced, which `reading_change` sums over; None where no rule asks traces.
+        break_even: by device (`cpu`, `cuda`), the fewest reused tokens from which on the server's rule was faster than
+            full prefill there.
         measured: what they come from and how they did on tasks that they were not fitted to, for readers.
     """
 
     model: str
     curves: Mapping[str, Curve]
     trace_layers: int | None = None
+    break_even: Mapping[str, int] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
 
     def estimate(self, rule: str, left: float | None) -> float | None:
@@ -105,6 +108,7 @@ class Calibration:
                 model=content["model"],
                 curves=curves,
                 trace_layers=content["trace_layers"],
+                break_even={device: int(count) for device, count in content.get("break_even", {}).items()},
                 measured=content["measured"],
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -18,7 +18,8 @@ class WorthCheck:
     counted: it only adds to the gain.
 
     Attributes:
-        min_reused: fewest tokens to be reused.
+        min_reused: fewest tokens to be reused: below, full prefill is as fast. `agentkv calibrate` measures it on a
+            model and device; the default is a guess.
         max_cost: reuse must cost at most this share of full prefill's row-layers.
         pass_rows: number of rows whose computation takes as long as reading all weights once.
     """

@@ -169,6 +169,11 @@ class Engine:
         return self._traced_layers
 
     @property
+    def device_type(self) -> str:
+        """What it runs on: `cpu` or `cuda`."""
+        return torch.device(self.config.device).type
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
         return self._scheduler.has_work

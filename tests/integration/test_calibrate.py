@@ -14,6 +14,7 @@ from agentkv.screening.calibration import Calibration, Curve, fingerprint
 from agentkv.service import Service
 from agentkv_evals.accuracy.settings import Settings
 from agentkv_evals.accuracy.tasks.sources import TaskName, TaskOptions
+from agentkv_evals.calibration.break_even import LENGTHS, BreakEven
 from agentkv_evals.calibration.check import run_check
 from agentkv_evals.calibration.run import RULES, run_calibration
 
@@ -41,6 +42,10 @@ def test_a_calibration_is_fitted_to_one_family_and_judged_by_the_other(calibrate
     assert check["prompts"] == 12
     assert calibration.curves["query_attention"].prompts == 24
     assert "covered" in shown
+    break_even = calibration.break_even["cpu"]
+    assert break_even in (*LENGTHS, 2 * LENGTHS[-1])
+    assert f"full prefill from {break_even} reused tokens on" in shown
+    assert Calibration.load(path, small_model("qwen2")).break_even == {"cpu": break_even}
 
 
 def test_a_calibration_is_checked_on_items_that_it_has_not_seen(calibrated, small_model, tmp_path):
@@ -63,6 +68,26 @@ def test_a_calibration_is_checked_on_items_that_it_has_not_seen(calibrated, smal
     assert "query_attention to 1e-06" in console.file.getvalue()
     with pytest.raises(ConfigError, match="name some of query_attention"):
         run_check(replace(settings, arms=settings.arms[:1]), path, targets=(1.0,), console=console)
+
+
+def test_the_break_even_is_the_least_length_from_which_on_the_rule_wins():
+    def shortest(*faster: float) -> int:
+        return BreakEven(rule="any", lengths=(32, 64, 128), faster=faster).shortest
+
+    assert [shortest(1.1, 1.2, 1.3), shortest(1.1, 0.9, 1.3), shortest(0.8, 1.0, 1.1)] == [32, 128, 128]
+    assert shortest(1.5, 1.5, 0.9) == 256
+
+
+@pytest.mark.parametrize(("device", "reads"), [("cpu", False), ("cuda", True)])
+def test_a_service_reads_no_less_than_what_was_measured_on_its_device(small_model, tmp_path, device, reads):
+    model, path = small_model("qwen2"), tmp_path / "calibration.json"
+    curve = Curve(left=(1e-9, 100.0), kl=(1e-7, 0.25), quantile=0.9, prompts=12)
+    Calibration(model=fingerprint(model), curves={"query_attention": curve}, break_even={device: 1000}).save(path)
+    config = ServiceConfig(kv_memory=1 << 24, calibration=path, selector="query_attention(0.2)")
+    with Service.open(model, config) as service:
+        reuse = asked(service)
+    assert (reuse.segments > 0) is reads
+    assert ("not_worth" in reuse.misses) is not reads
 
 
 def asked(service: Service, tenant: str = "") -> object:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from agentkv.config import ServiceConfig
 from agentkv.errors import ConfigError
 from agentkv.screening.calibration import Calibration, Curve, fingerprint
+from agentkv.screening.selectors.registry import parse_selector
 from agentkv_evals.accuracy.rows import Row
 from agentkv_evals.accuracy.run import measure
 from agentkv_evals.accuracy.settings import Settings
+from agentkv_evals.calibration.break_even import engine_for, measure_break_even
 from agentkv_evals.calibration.fit import Check, curves_of, halves, rule_of
 from agentkv_evals.calibration.show import CHECK_LEGEND, checks_table
 
@@ -35,22 +38,27 @@ def run_calibration(settings: Settings, file: Path, *, quantile: float, console:
     rows = measure(settings, console)
     fitted, judged = halves(rows)
     checks = _judge(_fit(fitted, quantile), judged)
+    engine = engine_for(settings)
+    break_even = measure_break_even(engine, parse_selector(ServiceConfig.model_fields["selector"].default))
     measured = {
         "date": datetime.now(UTC).date().isoformat(),
         "run": rows[0].run,
         "fitted": sorted({row.family for row in fitted}),
         "judged": sorted({row.family for row in judged}),
         "checks": {rule: check.as_dict() for rule, check in checks.items()},
+        "break_even": break_even.as_dict(),
     }
     calibration = Calibration(
         model=fingerprint(settings.model),
         curves=_fit([*fitted, *judged], quantile),
         trace_layers=settings.trace_layers,
+        break_even={engine.device_type: break_even.shortest},
         measured=measured,
     )
     calibration.save(file)
     console.print("Fitted to every other family (or item), judged by the others;", CHECK_LEGEND, style="dim")
     console.print(checks_table(checks))
+    console.print(f"{break_even.rule} is faster than full prefill from {break_even.shortest} reused tokens on.")
     console.print(f"Calibration: {file}; agentkv serve --calibration {file} --target-kl NATS", soft_wrap=True)
     return calibration
 
