@@ -201,7 +201,7 @@ def serve(
     ] = None,
     reply_tokens: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="FEWEST MOST", help="Tokens of a reply.", show_default="as of a message"),
+        typer.Option(metavar="FEWEST MOST", help="Tokens of a reply.", show_default="as of a message; on cpu 8 16"),
     ] = None,
     talk_rounds: Annotated[int, typer.Option(min=1, help="Rounds of a conversation.")] = 4,
     seconds: Annotated[
@@ -240,7 +240,7 @@ def serve(
         selectors=tuple(selector or ("reading_change(0.05)",)),
         agents=agents,
         tokens=message_tokens or ((30, 90) if on_cpu else (300, 1500)),
-        reply_tokens=reply_tokens,
+        reply_tokens=reply_tokens or ((8, 16) if on_cpu and message_tokens is None else None),
         talk_rounds=talk_rounds,
         seconds=seconds or (2.5 if on_cpu else 60.0),
         conversations=conversations,

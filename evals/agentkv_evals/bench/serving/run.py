@@ -156,6 +156,8 @@ def _summarise(
         for concurrency in settings.concurrency:
             title = f"{load}, {concurrency} conversations at once"
             console.print(table_of(title, {arm.name: merged[concurrency, arm.name] for arm in arms}))
+        if not any(cell["ttft_ms"] for cell in merged.values()):
+            console.print("No prompt was answered in its time: raise --seconds, or give shorter messages.")
         if left is not None:
             console.print(f"Ceiling: exact prefix caching leaves {left:.0%} of the prompt tokens to compute.")
         console.print(
