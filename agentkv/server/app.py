@@ -1,5 +1,6 @@
 """The HTTP application over a service, and the process that serves it."""
 
+import gc
 import ipaddress
 import logging
 import time
@@ -103,6 +104,8 @@ def serve(service: HostedService, host: str, port: int, settings: ServerSettings
     if not settings.all_api_keys() and not _is_loopback(host):
         _logger.warning("%s is open to others and no API key is set: anybody who reaches it may use it", host)
     gate = make_gate(settings)
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: a collection that goes through it takes as long as several steps
     config = uvicorn.Config(
         create_app(service, settings, gate),
         host=host,
