@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Ordered
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from agentkv_engine.cache.prefix_index import PrefixIndex
 from agentkv_engine.cache.residents import Residents, ResidentTensors
 from agentkv_engine.cache.row_traces import TracedShape
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
-from agentkv_engine.errors import PipelineRefused, PromptTooLong, RequestRefused, RunnerLost, UnknownHandle
+from agentkv_engine.errors import OutOfMemory, PipelineRefused, PromptTooLong, RequestRefused, RunnerLost, UnknownHandle
 from agentkv_engine.memory_errors import is_out_of_memory, memory_needed, out_of_memory
 from agentkv_engine.model.checkpoint import empty_decoder, load_decoder
 from agentkv_engine.model.decoder import Decoder
@@ -41,6 +42,8 @@ __all__ = ["Engine", "EvictionPolicy", "HostResident", "LeastRecentlyUsed", "Mem
 
 READY_SECONDS = 0.05
 """How long a step waits for a runner that is not ready: calls between two steps are taken meanwhile."""
+
+STEP_REMEDY = "ask again; if it comes again, lower --kv-memory or --max-rows-per-step"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +179,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
-        return self._scheduler.has_work
+        return bool(self._under_way) or self._scheduler.has_work
 
     @property
     def is_ready(self) -> bool:
@@ -244,7 +247,8 @@ class Engine:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return self._give_way(error)
+            failure = out_of_memory(error, "in a step", STEP_REMEDY)
+        return self._give_way(failure)  # out here the traceback is gone, and with it what the step held
 
     def drain(self) -> None:
         """Wait for steps that are under way though nobody wants them any more, and give back what they held."""
@@ -363,13 +367,15 @@ class Engine:
             return None
         return expected
 
-    def _give_way(self, error: Exception) -> list[StepOutput]:
+    def _give_way(self, failure: OutOfMemory) -> list[StepOutput]:
         """A step found no memory: what had begun ends with an error, and what is kept stays; what waits goes on."""
-        self._under_way.clear()
+        self._scheduler.fail_begun(failure)
+        while self._under_way:  # their results are taken in, for nobody: a runner counts on it
+            _, pending = self._under_way.popleft()
+            with suppress(RuntimeError, MemoryError, RunnerLost):  # `wait_until_ready` tells of a loss
+                pending.result()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        remedy = "ask again; if it comes again, lower --kv-memory or --max-rows-per-step"
-        self._scheduler.fail_begun(out_of_memory(error, "in a step", remedy))
         return self._scheduler.take_failed()
 
     def _begin_anew(self, error: RunnerLost) -> list[StepOutput]:

@@ -7,11 +7,20 @@ import torch
 
 from agentkv_engine.errors import OutOfMemory
 
+_WORDS = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",
+)
+
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether no memory was found: on a device, by numpy (types of their own), or by torch on the host (told by its
-    words alone)."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    """Whether no memory was found: by torch on a device or by numpy (types of their own), by torch on the host, CUDA,
+    cuBLAS or Triton (told by their words alone)."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 def out_of_memory(error: Exception, what: str, remedy: str) -> OutOfMemory:

@@ -45,3 +45,15 @@ def test_the_cases_take_the_fast_ways() -> None:
     assert prepared.decodes.keys == ((5, 100), (110, 3))
     assert (len(prepared.chunks), len(prepared.others)) == (4, 0)
     assert backend.prepare(decodes_in_place().sequences).others == ()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_decodes_whose_rows_stand_in_another_order(seed: int) -> None:
+    """Rows are sorted by depth, sequences are not."""
+    case = decodes_in_place()
+    if seed == 0:
+        case.sequences.reverse()
+    else:
+        case.random = np.random.default_rng(seed)
+        case.mix_rows()
+    assert error(case, Heads()) < TOLERANCE[torch.float32]

@@ -147,6 +147,26 @@ def test_decodes_prepared_while_others_run_answer_alike(decoder) -> None:
     assert sum(prepared is not None for prepared in begun) >= 5
 
 
+def test_a_prepared_graph_counts_as_used(decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, forward = engine_with(decoder, replayed=True)
+    assert forward is not None
+    prepare, last = forward.prepare, []
+
+    def watched(rows) -> bool:
+        if not prepare(rows):
+            return False
+        last.append(next(reversed(forward._graphs)) == forward._size(rows))
+        forward._graphs.move_to_end(forward._size(rows), last=False)
+        return True
+
+    monkeypatch.setattr(forward, "prepare", watched)
+    answers(engine)
+    sampling = SamplingParams(max_tokens=6)
+    run(engine, *(Request(request_id=f"{n}", token_ids=prompt_of(9, seed=n), sampling=sampling) for n in range(2)))
+    assert last
+    assert all(last)
+
+
 def test_no_memory_captures_nothing(decoder) -> None:
     engine, forward = engine_with(decoder, replayed=True)
     assert forward is not None

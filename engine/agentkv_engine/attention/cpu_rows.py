@@ -66,9 +66,9 @@ class CpuRows:
 
     def attend(self, q_AHD: Tensor, layer: int, pool: KVPool, prepared: PreparedCpuRows) -> Tensor:
         """See `AttentionBackend.attend`."""
-        if prepared.decodes is not None and len(prepared.decodes.keys) == q_AHD.shape[0]:
+        if prepared.decodes is not None and _are_all(prepared.decodes.rows, q_AHD):
             return _attend_decodes(q_AHD, pool, layer, prepared.decodes)
-        if len(prepared.chunks) == 1 and prepared.decodes is None and not prepared.others:
+        if prepared.chunks and _are_all(prepared.chunks[0].rows, q_AHD):
             return self._attend_chunk(q_AHD, pool, layer, prepared.chunks[0])
         out_AHD = torch.empty_like(q_AHD)
         if prepared.decodes is not None:
@@ -117,6 +117,11 @@ def _attend_decodes(q_AHD: Tensor, pool: KVPool, layer: int, decodes: Decodes) -
         for q_1KGD, (first, count) in zip(q_A1KGD.unbind(), decodes.keys, strict=True)
     ]
     return (outs[0] if len(outs) == 1 else torch.cat(outs)).view(q_AHD.shape)
+
+
+def _are_all(rows: Tensor | slice, q_AHD: Tensor) -> bool:
+    """Whether these are all of the step's rows, in the step's order (deepest first: not that of the sequences)."""
+    return isinstance(rows, slice) and rows == slice(0, len(q_AHD))
 
 
 def _is_decode(sequence: SequenceRows) -> bool:

@@ -18,6 +18,7 @@ from agentkv_engine.cache.free_blocks import FreeBlocks
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import OutOfMemory
+from agentkv_engine.memory_errors import is_out_of_memory
 from agentkv_engine.reuse import Resident
 
 ALIGNMENT = 256
@@ -87,9 +88,11 @@ class HostMemory:
             for layer in range(self._pool.num_layers):
                 parts = self._pool.gather(layer, keys_of_layer[layer], traces_of_layer[layer])
                 self._pool.transfers.save(lambda parts=parts, layer=layer: self._fill(layer, blocks, parts), parts)
-        except torch.OutOfMemoryError:  # the device has no room to gather it
+        except Exception as error:
             self.free(saved)
-            return None
+            if not is_out_of_memory(error):
+                raise
+            return None  # the device has no room to gather it
         return saved
 
     def load(self, items: Sequence[HostResident], blocks: Sequence[int]) -> None:

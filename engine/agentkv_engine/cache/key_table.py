@@ -91,10 +91,6 @@ class KeyTable:
         positions = np.flatnonzero(slots != NO_SLOT)
         return positions, slots[positions], self._offsets_P[positions]
 
-    def has_keys_before(self, end: int) -> bool:
-        """Whether every position before `end` has a key."""
-        return bool((self._slots_KP[:, :end] != NO_SLOT).all())
-
     def _grow(self, size: int) -> None:
         capacity = self._offsets_P.shape[0]
         if size <= capacity:

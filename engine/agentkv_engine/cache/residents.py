@@ -18,6 +18,7 @@ from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.row_traces import Traces
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import RequestRefused, UnknownHandle
+from agentkv_engine.memory_errors import is_out_of_memory
 from agentkv_engine.reuse import PlacedSpan, Resident
 
 
@@ -116,9 +117,11 @@ class Residents:
     def drop_all(self) -> None:
         """The KV is gone: every resident is evicted, and can't be copied out any more."""
         self._is_lost = True
-        for handle in list(self._kept):
-            self._pool.drop(handle)
-        self._is_lost = False
+        try:
+            for handle in list(self._kept):
+                self._pool.drop(handle)
+        finally:
+            self._is_lost = False
 
     def num_bytes(self, handle: int) -> int:
         """Bytes of the blocks behind a resident, shared ones included."""
@@ -153,18 +156,13 @@ class Residents:
         blocks = self._pool.allocate(-(-num_tokens // BLOCK_SIZE))
         if blocks is None:
             raise RequestRefused(f"no room to load {num_tokens} tokens of KV: release residents or raise kv_memory")
-        slots = slots_of(blocks, num_tokens)
-        for layer in range(self._tensors.num_layers):
-            device_slots = self._device_slots(slots)
-            k, v = tensors.k_LNKD[layer], tensors.v_LNKD[layer]
-            self._tensors.write(layer, device_slots, k.to(device_slots.device), v.to(device_slots.device))
-        if (store := self._tensors.traces) is not None:
-            for layer in store.layers:
-                store.restore(layer, self._device_slots(slots), tensors.traces[layer].to(self._tensors.device))
-        keys = self._keys_at(slots, tensors.homes_N.numpy())
-        resident = self.keep(tensors.token_ids, keys, 0, exact=tensors.exact, hops=tensors.hops)
-        self._pool.unpin(blocks)
-        return resident
+        try:
+            slots = slots_of(blocks, num_tokens)
+            self._write(tensors, self._device_slots(slots))
+            keys = self._keys_at(slots, tensors.homes_N.numpy())
+            return self.keep(tensors.token_ids, keys, 0, exact=tensors.exact, hops=tensors.hops)
+        finally:
+            self._pool.unpin(blocks)
 
     @property
     def can_fetch(self) -> bool:
@@ -210,12 +208,18 @@ class Residents:
             slots_of(blocks[end - count : end], item.resident.num_tokens)
             for item, count, end in zip(items, counts, ends.tolist(), strict=True)
         ]
-        self._host.load(items, blocks)
-        for item, here in zip(items, slots, strict=True):
-            keys, handle = self._keys_at(here, item.homes_N), item.resident.handle
-            self._hold(keys, handle)
-            self._kept[handle] = _Kept(item.resident, keys)
-        self._pool.unpin(blocks)
+        try:
+            self._host.load(items, blocks)
+            for item, here in zip(items, slots, strict=True):
+                keys, handle = self._keys_at(here, item.homes_N), item.resident.handle
+                self._hold(keys, handle)
+                self._kept[handle] = _Kept(item.resident, keys)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return ()  # the device has no room for the copies
+        finally:
+            self._pool.unpin(blocks)
         return tuple(item.resident for item in items)
 
     def discard(self, item: HostResident) -> None:
@@ -230,6 +234,14 @@ class Residents:
         )
         self._pool.seal(keys.slots_KN)
         return held
+
+    def _write(self, tensors: ResidentTensors, slots: Tensor) -> None:
+        for layer in range(self._tensors.num_layers):
+            k, v = tensors.k_LNKD[layer], tensors.v_LNKD[layer]
+            self._tensors.write(layer, slots, k.to(slots.device), v.to(slots.device))
+        if (store := self._tensors.traces) is not None:
+            for layer in store.layers:
+                store.restore(layer, slots, tensors.traces[layer].to(self._tensors.device))
 
     def _keys_at(self, slots_N: np.ndarray, homes_N: np.ndarray) -> Keys:
         """Keys that lie at the same slots in every layer."""
@@ -269,8 +281,10 @@ class Residents:
 
     def _dropped(self, handle: int) -> None:
         if handle in self._kept:
-            self._on_evict(handle)
-            del self._kept[handle]
+            try:
+                self._on_evict(handle)
+            finally:
+                del self._kept[handle]
 
     def _device_slots(self, slots: np.ndarray) -> Tensor:
         return torch.from_numpy(slots).to(self._tensors.device)

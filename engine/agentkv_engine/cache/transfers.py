@@ -63,10 +63,12 @@ class SideStream:
 
     def load(self, layer: int, copy: Callable[[], None], uses: Sequence[Tensor]) -> None:
         """See `Transfers.load`."""
-        self._issue(copy, uses)
-        done = torch.cuda.Event()
-        done.record(self._stream)
-        self._loads.setdefault(layer, []).append(done)
+        try:
+            self._issue(copy, uses)
+        finally:  # whoever gets the blocks of a load that failed midway waits for what was begun
+            done = torch.cuda.Event()
+            done.record(self._stream)
+            self._loads.setdefault(layer, []).append(done)
 
     def wait(self, layer: int) -> None:
         """See `Transfers.wait`."""
@@ -80,10 +82,12 @@ class SideStream:
 
     def _issue(self, copy: Callable[[], None], uses: Sequence[Tensor]) -> None:
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            copy()
-        for tensor in uses:  # its memory is not given to others before the copy has run
-            tensor.record_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                copy()
+        finally:
+            for tensor in uses:  # its memory is not given to others before the copy has run
+                tensor.record_stream(self._stream)
 
 
 def choose_transfers(device: str) -> Transfers:

@@ -109,8 +109,12 @@ class GraphForward:
     @torch.inference_mode()
     def prepare(self, rows: StepInput) -> bool:
         """See `Forward.prepare`: where there is a graph, its buffers are filled behind what runs now."""
-        graph = self._graphs.get(self._size(rows)) if self._may_replay(rows) else None
-        if graph is None or not graph.fill(rows):
+        size = self._size(rows) if self._may_replay(rows) else None
+        if size not in self._graphs:
+            return False
+        self._graphs.move_to_end(size)
+        graph = self._graphs[size]
+        if not graph.fill(rows):
             return False
         self._prepared = (rows, graph)
         return True

@@ -19,6 +19,7 @@ from agentkv_engine.cache.prefix_index import BlockChain, PrefixEntry, PrefixInd
 from agentkv_engine.cache.residents import Residents
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import RunnerLost, SelectorFailed
+from agentkv_engine.memory_errors import is_out_of_memory
 from agentkv_engine.request import ReuseMode, TokenSources
 from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView
 from agentkv_engine.runner.observer import Observing
@@ -43,7 +44,8 @@ class Admission:
         """Pin what the sequence reads and queue its rows; False (and nothing held) where the pool has no room now.
 
         Raises:
-            SelectorFailed: the request's selector raised, or broke its contract; nothing is held.
+            SelectorFailed: the request's selector raised, or broke its contract. As with all that is raised here,
+                nothing is held.
         """
         if not self._fetch(seq):
             return False
@@ -58,7 +60,7 @@ class Admission:
         seq.residence = residence
         try:
             self._queue_rows(seq)
-        except (RunnerLost, SelectorFailed):
+        except Exception:
             self.release(seq)
             raise
         return True
@@ -128,14 +130,22 @@ class Admission:
         """Have residents that left the pool brought back; False where the prompt would not fit beside them."""
         if not self._residents.can_fetch or all(span.handle in self._residents for span in seq.spans):
             return True
-        num_prefix = len(self._matching_entries(seq)) * BLOCK_SIZE
+        entries = self._matching_entries(seq)
+        num_prefix = len(entries) * BLOCK_SIZE
         behind = [span for span in seq.spans if span.end > num_prefix]
         missing = [span for span in behind if span.handle not in self._residents]
         here = sum(span.num_tokens for span in behind) - sum(span.num_tokens for span in missing)
         needed = -(-max(len(seq.token_ids) - num_prefix - here, 0) // BLOCK_SIZE) + len(missing)
-        if needed > self._pool.num_unpinned:
-            return False
-        self._residents.fetch([span.handle for span in behind if span.handle is not None])
+        read = {entry.keeper_id for entry in entries}
+        read.update(span.handle for span in behind if span.handle is not None and span.handle in self._residents)
+        blocks = [block for keeper_id in read for block in self._pool.blocks_of(keeper_id)]
+        self._pool.pin(blocks)  # they must not make room for those that come
+        try:
+            if needed > self._pool.num_unpinned:
+                return False
+            self._residents.fetch([span.handle for span in behind if span.handle is not None])
+        finally:
+            self._pool.unpin(blocks)
         seq.restored.update(span.handle for span in missing if span.handle in self._residents)
         return True
 
@@ -345,6 +355,8 @@ def _ask(question: Callable[..., Answer], *arguments: object) -> Answer:
     except RunnerLost:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise SelectorFailed(f"the selector raised {type(error).__name__}: {error}") from error
 
 

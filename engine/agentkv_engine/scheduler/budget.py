@@ -68,7 +68,8 @@ class FixedBudget:
 class Spending:
     """What is left of a step's budget while its rows are chosen."""
 
-    def __init__(self, budget: StepBudget) -> None:
+    def __init__(self, budget: StepBudget, num_layers: int) -> None:
+        self._num_layers = num_layers
         self._rows = budget.rows
         self._decode_rows = budget.decode_rows
         self._prefill_rows = budget.prefill_rows
@@ -94,5 +95,7 @@ class Spending:
 
     @property
     def is_spent(self) -> bool:
-        """Whether no prefill row may run any more."""
-        return self._rows <= 0 or self._prefill_rows == 0 or self._row_layers == 0
+        """Whether no prefill row of full depth may run any more."""
+        if self._rows <= 0 or self._prefill_rows == 0:
+            return True
+        return self._row_layers is not None and self._row_layers < self._num_layers

@@ -10,7 +10,8 @@ from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.config import BLOCK_SIZE
-from agentkv_engine.errors import ConstraintFailed, EngineError, RequestRefused, RunnerLost, SelectorFailed
+from agentkv_engine.errors import ConstraintFailed, EngineError, RequestRefused, SelectorFailed
+from agentkv_engine.memory_errors import is_out_of_memory, out_of_memory
 from agentkv_engine.request import FinishReason, ReuseMode, StepOutput, TokenSources
 from agentkv_engine.sampling.result import Sampled
 from agentkv_engine.sampling.sampler import MOST_SCORED_ROWS
@@ -59,11 +60,6 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._waiting or self._running or self._failed)
-
-    @property
-    def running(self) -> tuple[Sequence, ...]:
-        """Admitted sequences that are not finished."""
-        return tuple(self._running)
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence; first come, first admitted."""
@@ -125,13 +121,13 @@ class Scheduler:
                 output = self._advance(item, result)
                 if output is not None:
                     outputs.append(output)
-        except RunnerLost:  # while a selector looked: what is there goes out with what is lost
+        except Exception:  # what is there goes out with what is lost
             self._failed = outputs
             raise
         return outputs
 
     def _choose(self, budget: StepBudget) -> dict[Sequence, ScheduledSeq]:
-        left = Spending(budget)
+        left = Spending(budget, self._levels.num_layers)
         chosen: dict[Sequence, ScheduledSeq] = {}
         stalled = False
         for seq in sorted(self._running, key=lambda s: (len(s.queue) > 1, s.arrival)):
@@ -206,9 +202,11 @@ class Scheduler:
     def _admit(self, seq: Sequence) -> bool:
         try:
             admitted = self._admission.admit(seq)
-        except SelectorFailed as error:
+        except Exception as error:
+            if (failure := _own_failure(error)) is None:
+                raise
             self._waiting.remove(seq)
-            self._failed.append(StepOutput(request_id=seq.request_id, error=error))
+            self._failed.append(StepOutput(request_id=seq.request_id, error=failure))
             return False
         if not admitted:
             if self._running or not self._retry_alone(seq):
@@ -359,10 +357,11 @@ class Scheduler:
         if seq.num_emitted == 0:
             self._unindexed[seq] = seq.num_prompt
         if seq.states is not None:
+            pooled = seq.states.mean(seq.num_prompt)
             self.finish(seq, FinishReason.STOP)
             return StepOutput(
                 request_id=seq.request_id,
-                pooled=seq.states.mean(seq.num_prompt),
+                pooled=pooled,
                 finish_reason=FinishReason.STOP,
                 sources=self._sources(seq),
                 admitted_at=seq.admitted_at,
@@ -375,9 +374,11 @@ class Scheduler:
     def _finish_probe(self, seq: Sequence) -> StepOutput | None:
         try:
             self._admission.finish_probe(seq)
-        except SelectorFailed as error:
+        except Exception as error:
+            if (failure := _own_failure(error)) is None:
+                raise
             self.abort(seq)
-            return StepOutput(request_id=seq.request_id, error=error)
+            return StepOutput(request_id=seq.request_id, error=failure)
         return None
 
     def _charge(self, seq: Sequence, rows: Rows) -> None:
@@ -456,3 +457,12 @@ class Scheduler:
         if seq.num_emitted >= sampling.max_tokens or len(seq.token_ids) >= self._limit:
             return FinishReason.LENGTH
         return None
+
+
+def _own_failure(error: Exception) -> EngineError | None:
+    """What ends the one request at whose admission or plan an error was raised; None where it is not that request's."""
+    if isinstance(error, SelectorFailed):
+        return error
+    if is_out_of_memory(error):
+        return out_of_memory(error, "to reuse KV", "ask again; if it comes again, lower --kv-memory")
+    return None

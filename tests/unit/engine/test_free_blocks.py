@@ -40,6 +40,6 @@ def test_keys_of_sequences_that_decode_together_lie_in_one_stretch(decoder) -> N
         engine.add(Request(request_id=str(n), token_ids=prompt, sampling=params, mode=ReuseMode.OFF))
     for _ in range(50):
         engine.step()
-    for seq in engine._scheduler.running:
+    for seq in engine._scheduler._running:
         _, slots, _ = seq.held.table.readable(0, len(seq.token_ids) - 1)
         assert slots.tolist() == list(range(slots[0], slots[0] + len(slots)))

@@ -12,7 +12,8 @@ from agentkv.service import Service
 from agentkv_engine import placement
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
-from agentkv_engine.errors import DeviceUnavailable, OutOfMemory
+from agentkv_engine.errors import DeviceUnavailable, OutOfMemory, RunnerLost
+from agentkv_engine.memory_errors import is_out_of_memory
 from agentkv_engine.request import Request, SamplingParams
 from engine_driver import Answer, keep, prompt_of, run, steps
 
@@ -82,6 +83,20 @@ def test_a_chat_learns_of_it_and_the_service_goes_on(small_model, monkeypatch) -
         with pytest.raises(EngineRestarting, match="ask again"):
             list(service.submit(chat))
         assert list(service.submit(chat))[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "Triton Error [CUDA]: out of memory",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
+    ],
+)
+def test_all_who_find_no_memory_are_understood(words: str) -> None:
+    assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(RunnerLost(f"the pipeline was lost ({words})"))
 
 
 def test_a_gpu_without_bfloat16_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,5 +98,3 @@ def test_a_key_table_never_hands_out_positions_without_a_key() -> None:
     assert positions.tolist() == [0, 1, 5]
     assert slots.tolist() == [3, 4, 9]
     assert offsets.tolist() == [0, 0, 0]
-    assert table.has_keys_before(2)
-    assert not table.has_keys_before(3)

@@ -75,7 +75,7 @@ def test_a_span_that_a_prefix_hit_had_hidden_is_planned_anew(decoder) -> None:
     engine.add(screened("a", reader, span_of(resident, 16), plan=plan, return_logits=True))
     scheduler = engine._scheduler
     scheduler.schedule()
-    (seq,) = scheduler.running
+    (seq,) = scheduler._running
     assert seq.held.view.num_prefix == 80
     scheduler._preempt(seq)
     for key in list(engine._prefixes._exact):
@@ -100,7 +100,7 @@ def test_the_last_row_of_the_prompt_stays_computed_after_a_preemption(decoder) -
         got = {}
         for number, _ in enumerate(steps(engine, got)):
             if preempted and number == 5:
-                engine._scheduler._preempt(engine._scheduler.running[0])
+                engine._scheduler._preempt(engine._scheduler._running[0])
                 for entry in [*engine._prefixes._exact.values(), *engine._prefixes._screened.values()]:
                     engine._pool.drop(entry.keeper_id)
         answers.append(got["a"])
@@ -116,7 +116,7 @@ def test_forced_logits_come_for_every_token_whatever_the_prefix_index_holds(deco
     answers = {}
     for number, _ in enumerate(steps(engine, answers)):
         if number == 3:
-            engine._scheduler._preempt(engine._scheduler.running[0])
+            engine._scheduler._preempt(engine._scheduler._running[0])
             run_beside = Request(request_id="b", token_ids=prompt, forced_output=reply)
             engine.add(run_beside)
             engine._scheduler._waiting.reverse()
