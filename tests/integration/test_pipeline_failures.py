@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,15 +69,24 @@ def test_a_lost_stage_fails_what_runs_and_comes_back(stages, sign, within) -> No
     assert stages.runner.pids != old
 
 
-def test_a_stage_that_dies_while_nothing_runs_is_replaced(stages) -> None:
+def test_a_stage_that_dies_while_nothing_runs_is_replaced_and_leaves_nothing_open(stages) -> None:
     engine = stages.engine()
+    before = open_files()
     os.kill(stages.runner.pids[1], signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while engine.is_ready:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: not engine.is_ready)
     wait_until_ready(engine)
     assert len(run(engine, ask("a", SamplingParams(max_tokens=3)))["a"].token_ids) == 3
+    wait_for(lambda: open_files() <= before)
+
+
+def test_sigterm_is_for_the_driver(stages) -> None:
+    """A service's processes all get it; the driver needs its stages to finish what runs."""
+    engine, pids = stages.engine(), stages.runner.pids
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(0.3)
+    assert len(run(engine, ask("a", SamplingParams(max_tokens=3)))["a"].token_ids) == 3
+    assert stages.runner.pids == pids
 
 
 def test_a_stage_that_fails_says_why(stages) -> None:
@@ -139,14 +148,26 @@ def test_a_stage_that_dies_while_a_selector_looks_at_it(stages, start) -> None:
     wait_until_ready(engine)
 
 
-def test_idle_stages_use_little_of_a_core_and_end_with_the_driver(stages) -> None:
+def test_idle_stages_use_little_of_a_core_and_closing_ends_them_though_one_is_dead(stages) -> None:
     pids = stages.runner.pids
     before, begun = sum(map(seconds_used, pids)), time.monotonic()
     time.sleep(2)
     used = sum(map(seconds_used, pids)) - before
     assert used / (time.monotonic() - begun) < 0.02 * len(pids)
+    os.kill(pids[0], signal.SIGKILL)
     stages.close()
     assert not any(map(is_running, pids))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def is_running(pid: int) -> bool:

@@ -1,6 +1,7 @@
 """The processes of one group of stages, and the sockets by which the driver reaches them."""
 
 import contextlib
+import logging
 import os
 import secrets
 import subprocess
@@ -20,11 +21,14 @@ from agentkv_engine.pipeline.keys import GroupKeys
 from agentkv_engine.pipeline.messages import Failed, Message, Ready, Stop, decode_answer, encode
 from agentkv_engine.pipeline.spec import StageSpec
 
+_logger = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 600
 """How long loading may take."""
 END_SECONDS = 5
 """How long stages may take to end when they are told to."""
+KILL_SECONDS = 10
+"""How long a killed process may take to be gone: a driver may hold it."""
 
 MakeSpec = Callable[[int, dict[str, Any]], StageSpec]
 """The spec of a stage, from its number and what this group adds: endpoints, secret, meeting."""
@@ -49,7 +53,7 @@ class Group:
         self._orders.router_mandatory = True
         self._answers = self._bind(zmq.PULL, keys)
         self._beats = self._bind(zmq.PULL, keys)
-        self._directory = tempfile.TemporaryDirectory(prefix="agentkv-stages-")
+        self._directory = tempfile.TemporaryDirectory(prefix="agentkv-stages-", ignore_cleanup_errors=True)
         shared = {
             "orders": _endpoint(self._orders),
             "answers": _endpoint(self._answers),
@@ -57,7 +61,14 @@ class Group:
             "secret": secret,
             "meeting": str(Path(self._directory.name) / "meeting"),
         }
-        self._processes = [_spawn(make_spec(stage, shared)) for stage in range(num_stages)]
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for stage in range(num_stages):
+                self._processes.append(_spawn(make_spec(stage, shared)))
+        except BaseException:
+            self.kill()
+            self.close()
+            raise
         self._last_beat = dict.fromkeys(range(num_stages), time.monotonic())
 
     @property
@@ -83,7 +94,9 @@ class Group:
                 heard.add(self._orders.recv_multipart()[0])
             if (reason := self._ended()) is not None:
                 raise RunnerLost(f"{reason} while it started: see its messages above")
-            if time.monotonic() > deadline or not is_wanted():
+            if not is_wanted():
+                raise RunnerLost("the engine was closed while its stages started")
+            if time.monotonic() > deadline:
                 raise RunnerLost(f"stages {sorted(missing)} were not ready within {START_SECONDS} s")
         self._last_beat = dict.fromkeys(range(self._num_stages), time.monotonic())
 
@@ -127,20 +140,28 @@ class Group:
         """End all processes at once; the sockets stay, for whoever is using them."""
         for process in self._processes:
             process.kill()
-        for process in self._processes:
-            process.wait()
+        for stage, process in enumerate(self._processes):
+            try:
+                process.wait(KILL_SECONDS)
+            except subprocess.TimeoutExpired:
+                _logger.warning(
+                    "stage %d (process %d) is still there %d s after its end", stage, process.pid, KILL_SECONDS
+                )
             _close_stdin(process)
 
     def stop(self) -> None:
         """Let all processes end, and end those that do not."""
-        with contextlib.suppress(zmq.ZMQError):  # a stage that is gone needs no telling
-            self.order_all(Stop())
-        deadline = time.monotonic() + END_SECONDS
-        for process in self._processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-        self.kill()
-        self.close()
+        try:
+            for stage in range(self._num_stages):
+                with contextlib.suppress(RunnerLost):  # a stage that is gone needs no telling
+                    self.order(stage, Stop())
+            deadline = time.monotonic() + END_SECONDS
+            for process in self._processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+        finally:
+            self.kill()
+            self.close()
 
     def close(self) -> None:
         """Close the sockets; the processes have ended."""

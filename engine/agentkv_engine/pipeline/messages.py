@@ -173,10 +173,11 @@ class ItemResult(Message, frozen=True):
 
 
 class StepResult(Message, frozen=True):
-    """What a step brought, item by item."""
+    """What a step brought, item by item; `done` is when, as `time.monotonic()`."""
 
     number: int
     items: list[ItemResult]
+    done: float
 
 
 class StepTimes(Message, frozen=True):

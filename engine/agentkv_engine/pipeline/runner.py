@@ -32,8 +32,12 @@ _logger = logging.getLogger(__name__)
 POLL_MS = 100
 """How often a wait for stages looks whether they were lost meanwhile."""
 
-LONGEST_PAUSE = 30.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds between tries to start the stages where that keeps failing."""
+
+ASK_SECONDS = 60.0
+"""A stage may take so long, and the grace, for a look or for reading KV while no step is under way: kernels may be
+compiled."""
 
 TIMES_KEPT = 1 << 17
 
@@ -141,7 +145,7 @@ class PipelineRunner:
         updates, items, failed = self._told.step(schedule.scheduled)
         number = self._next_number()
         self.bytes_ordered = self._living().order_all(StepOrder(number, updates, items))
-        self._step_watch.begin(schedule.num_rows, time.monotonic())
+        self._step_watch.begin(number, schedule.num_rows, time.monotonic())
         return _UnderWay(self, number, schedule, failed)
 
     def arrives(self, step: _UnderWay) -> bool:
@@ -161,7 +165,6 @@ class PipelineRunner:
         """What a step brought; waits for it. Raises RunnerLost."""
         answer = self._wait_for(step.number)
         assert isinstance(answer, StepResult)
-        self._step_watch.end(time.monotonic())
         pairs = enumerate(zip(step.schedule.scheduled, answer.items, strict=True))
         return [self._result(item, told, step.failed.get(place)) for place, (item, told) in pairs]
 
@@ -184,7 +187,7 @@ class PipelineRunner:
         """See `Stages.ask`."""
         number, (stage, here) = self._next_number(), self._stage_of(layer)
         self._living().order(stage, make(number, here))
-        reply = self._wait_for(number)
+        reply = self._wait_for(number, self._config.grace + ASK_SECONDS)
         assert isinstance(reply, Reply)
         return reply
 
@@ -202,12 +205,15 @@ class PipelineRunner:
             self._changed.notify_all()
         self._watcher.join()
         group, self._group = self._group, None
-        if group is not None:
-            group.stop()
-        for dead in self._dead:
-            dead.close()
-        self._wake.close()
-        self._woken.close()
+        try:
+            if group is not None:
+                group.stop()
+        finally:
+            for dead in self._dead:
+                dead.kill()
+                dead.close()
+            self._wake.close()
+            self._woken.close()
 
     def _result(self, item: ScheduledSeq, told: ItemResult, failure: ConstraintFailed | None) -> SeqResult:
         seq, sampled = item.sequence, told.sampled
@@ -245,10 +251,20 @@ class PipelineRunner:
             raise self._untold or RunnerLost("the pipeline is started again: ask again soon")
         return group
 
-    def _wait_for(self, number: int) -> Any:
-        """The answer of this number. Others that come first are noted."""
+    def _wait_for(self, number: int, patience: float | None = None) -> Any:
+        """The answer of this number. Others that come first are noted.
+
+        A step's time is watched; `patience` is how long anything else may take once no step is under way.
+        """
+        since = time.monotonic()
         while number not in self._arrived:
+            group = self._living()
             self._receive()
+            now = time.monotonic()
+            if self._step_watch.is_busy:
+                since = now
+            elif patience is not None and now - since > patience and number not in self._arrived:
+                self._lose(group, f"a stage has not answered for {now - since:.0f} s")
         return self._arrived.pop(number)
 
     def _receive(self, unless: socket.socket | None = None) -> None:
@@ -263,7 +279,10 @@ class PipelineRunner:
                 self.times.append(answer)
             case Failed(stage, reason):
                 self._lose(group, f"stage {stage} failed: {reason}")
-            case StepResult() | Reply():
+            case StepResult():
+                self._step_watch.end(answer.number, answer.done)
+                self._arrived[answer.number] = answer
+            case Reply():
                 self._arrived[answer.number] = answer
 
     def _forget(self) -> None:
@@ -286,26 +305,43 @@ class PipelineRunner:
 
     def _watch(self) -> None:
         """Look after the stages, until closed."""
-        pause = 1.0
+        pause = FIRST_PAUSE
         while not self._closing:
-            group = self._group
-            if group is None:
-                try:
-                    group = self._start()
-                except RunnerLost as error:
-                    _logger.error("the stages can't be started: %s; again in %.0f s", error, pause)
-                    with self._changed:
-                        self._changed.wait_for(lambda: self._closing, pause)
-                    pause = min(2 * pause, LONGEST_PAUSE)
-                    continue
-                pause = 1.0
+            try:
+                self._look_after()
+                pause = FIRST_PAUSE
+            except Exception as error:
+                if self._closing:
+                    return
+                what = "started" if self._group is None else "watched"
+                told = error if isinstance(error, RunnerLost) else f"{type(error).__name__}: {error}"
+                _logger.error("the stages can't be %s: %s; again in %.0f s", what, told, pause)
                 with self._changed:
-                    self._group = group
-                    self._changed.notify_all()
-                _logger.info("the pipeline's stages are ready again")
-            group.wait_for_beats(POLL_MS)
-            if (reason := group.fault(self._config.silence)) is not None:
-                self._lose(group, reason)
+                    self._changed.wait_for(lambda: self._closing, pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _look_after(self) -> None:
+        """Start the stages if they are lost; then listen to them for a while."""
+        self._close_told()
+        group = self._group
+        if group is None:
+            for dead in tuple(self._dead):
+                dead.kill()  # and wait: what it holds is needed
+            group = self._start()
+            with self._changed:
+                self._group = group
+                self._changed.notify_all()
+            _logger.info("the pipeline's stages are ready again")
+        group.wait_for_beats(POLL_MS)
+        if (reason := group.fault(self._config.silence)) is not None:
+            self._lose(group, reason)
+
+    def _close_told(self) -> None:
+        """Close lost groups once the engine has been told, and so uses their sockets no more."""
+        with self._changed:
+            told, self._dead = ([], self._dead) if self._untold is not None else (self._dead, [])
+        for group in told:
+            group.close()
 
     def _start(self) -> Group:
         group = Group(len(self._layers), self._make_spec)

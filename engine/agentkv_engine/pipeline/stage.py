@@ -155,7 +155,8 @@ class Stage:
                 leaving = x if delta is None else x + delta
                 self._pass_on(leaving[: prepared.num_leaving])
         elif self._is_last:
-            self._send(StepResult(prepared.number, [ItemResult(None, [], b"", b"") for _ in prepared.items]))
+            nothing = [ItemResult(None, [], b"", b"") for _ in prepared.items]
+            self._send(StepResult(prepared.number, nothing, time.monotonic()))
         times = (prepared.ordered, prepared.built, arrived, time.monotonic())
         self._send(StepTimes(prepared.number, self._spec.stage, *times))
 
@@ -166,12 +167,8 @@ class Stage:
             pooled.into.add(self._decoder.last_states(x, delta, pooled.rows, step.operations))
         logits = self._decoder.logits(x, delta, None if step.ends_early else step.logits_rows, step.operations)
         computed = results(prepared.items, logits)
-        self._send(
-            StepResult(
-                prepared.number,
-                [self._result(item, one) for item, one in zip(prepared.items, computed, strict=True)],
-            )
-        )
+        told = [self._result(item, one) for item, one in zip(prepared.items, computed, strict=True)]
+        self._send(StepResult(prepared.number, told, time.monotonic()))
 
     @staticmethod
     def _result(item: ScheduledSeq, computed: Any) -> ItemResult:

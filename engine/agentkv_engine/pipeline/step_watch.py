@@ -18,25 +18,32 @@ class StepWatch:
 
     def __init__(self, grace: float) -> None:
         self._grace = grace
-        self._under_way: deque[tuple[int, float]] = deque()
+        self._under_way: dict[int, tuple[int, float]] = {}
         self._seen: deque[tuple[int, float]] = deque(maxlen=64)
         self._last_end = 0.0
 
-    def begin(self, num_rows: int, now: float) -> None:
-        """A step was ordered."""
-        self._under_way.append((num_rows, now))
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step is under way."""
+        return bool(self._under_way)
 
-    def end(self, now: float) -> None:
-        """The oldest one's result is here."""
-        num_rows, begun = self._under_way.popleft()
-        self._seen.append((num_rows, now - max(begun, self._last_end)))
-        self._last_end = now
+    def begin(self, number: int, num_rows: int, now: float) -> None:
+        """A step was ordered."""
+        self._under_way[number] = num_rows, now
+
+    def end(self, number: int, done: float) -> None:
+        """The stages had done a step by then; one that is not known was forgotten."""
+        if number not in self._under_way:
+            return
+        num_rows, begun = self._under_way.pop(number)
+        self._seen.append((num_rows, done - max(begun, self._last_end)))
+        self._last_end = done
 
     def overdue(self, now: float) -> float | None:
         """Seconds that the oldest step has taken, if those are too many."""
         if not self._under_way:
             return None
-        num_rows, begun = self._under_way[0]
+        num_rows, begun = next(iter(self._under_way.values()))
         taken = now - max(begun, self._last_end)
         return taken if taken > self._grace + self._allowed(num_rows) else None
 

@@ -1,13 +1,15 @@
 """The process of one stage: `python -m agentkv_engine.pipeline.worker`, with its spec on stdin.
 
 Three threads: one receives orders and builds their inputs, the main one computes, one gives signs of life. The process
-ends with its driver: stdin is then at its end.
+ends with its driver: stdin is then at its end. SIGTERM, which systemd sends to all processes of a service, is for the
+driver alone, which still needs its stages to finish what runs.
 """
 
+import contextlib
 import os
 import queue
+import signal
 import threading
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +26,9 @@ from agentkv_engine.pipeline.stage import Stage
 BEAT_SECONDS = 0.5
 """Between two signs of life."""
 
+LINGER_MS = 2000
+"""How long what was said last may take to leave."""
+
 STDIN = 0
 
 PATIENCE = timedelta(hours=1)
@@ -32,20 +37,22 @@ PATIENCE = timedelta(hours=1)
 
 def main() -> None:
     """Run until told to stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     size = int.from_bytes(_read(8), "little")
     spec = msgspec.msgpack.decode(_read(size), type=StageSpec)
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    context, keys = zmq.Context(), GroupKeys.of(spec.secret)
-    threading.Thread(target=_beat, args=(context, keys, spec), daemon=True).start()
+    context, keys, ending = zmq.Context(), GroupKeys.of(spec.secret), threading.Event()
+    threading.Thread(target=_beat, args=(context, keys, spec, ending), daemon=True).start()
     answers = _connect(context, zmq.PUSH, keys, spec.answers)
     try:
         _serve(spec, context, keys, answers)
     except Exception as error:
         answers.send(encode(Failed(spec.stage, f"{type(error).__name__}: {error}")))
-        answers.close(linger=2000)
         raise
     finally:
-        context.destroy(linger=2000)
+        ending.set()
+        answers.close()
+        context.term()  # waits for the other threads, whose calls now end and who close their own sockets
 
 
 def _serve(spec: StageSpec, context: zmq.Context[Any], keys: GroupKeys, answers: zmq.Socket[bytes]) -> None:
@@ -94,30 +101,29 @@ def _receive(
 ) -> None:
     try:
         _use(spec)
-        orders = _connect(context, zmq.DEALER, keys, spec.orders, identity=str(spec.stage).encode())
-        orders.send(b"")  # the driver can reach a peer once it has heard of it
-        prepared.put(Ready(spec.stage))
-        while True:
-            order = decode_order(orders.recv())
-            prepared.put(stage.prepare(order))
-            if isinstance(order, Stop):
-                return
+        with _connect(context, zmq.DEALER, keys, spec.orders, identity=str(spec.stage).encode()) as orders:
+            orders.send(b"")  # the driver can reach a peer once it has heard of it
+            prepared.put(Ready(spec.stage))
+            order = None
+            while not isinstance(order, Stop):
+                order = decode_order(orders.recv())
+                prepared.put(stage.prepare(order))
     except Exception as error:
         prepared.put(error)
 
 
-def _beat(context: zmq.Context[Any], keys: GroupKeys, spec: StageSpec) -> None:
-    beats = _connect(context, zmq.PUSH, keys, spec.beats)
+def _beat(context: zmq.Context[Any], keys: GroupKeys, spec: StageSpec, ending: threading.Event) -> None:
     sign = str(spec.stage).encode()
-    while not context.closed:
-        beats.send(sign)
-        time.sleep(BEAT_SECONDS)
+    with contextlib.suppress(zmq.ContextTerminated), _connect(context, zmq.PUSH, keys, spec.beats) as beats:
+        while not ending.wait(BEAT_SECONDS):
+            beats.send(sign)
 
 
 def _connect(
     context: zmq.Context[Any], kind: int, keys: GroupKeys, endpoint: str, identity: bytes | None = None
 ) -> zmq.Socket[bytes]:
     socket: zmq.Socket[bytes] = context.socket(kind)
+    socket.linger = LINGER_MS
     keys.as_stage(socket)
     if identity is not None:
         socket.identity = identity

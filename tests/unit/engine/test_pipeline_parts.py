@@ -67,14 +67,14 @@ def test_devices_are_those_asked_for_or_one_after_the_other() -> None:
 
 def test_patience_follows_what_steps_have_taken() -> None:
     watch = StepWatch(grace=5)
-    watch.begin(10, now=0.0)
+    watch.begin(1, 10, now=0.0)
     assert watch.overdue(FIRST_SECONDS) is None
-    watch.end(now=2.0)
-    watch.begin(20, now=3.0)  # 4 s are predicted
-    watch.begin(20, now=3.0)
+    watch.end(1, done=2.0)
+    watch.begin(2, 20, now=3.0)  # 4 s are predicted
+    watch.begin(3, 20, now=3.0)
     assert watch.overdue(3.0 + FACTOR * 4 + 5) is None
     assert watch.overdue(3.1 + FACTOR * 4 + 5) == pytest.approx(FACTOR * 4 + 5.1)
-    watch.end(now=4.0)
+    watch.end(2, done=4.0)
     assert watch.overdue(10.0) is None, "the second one begins to run when the first has ended"
 
 
