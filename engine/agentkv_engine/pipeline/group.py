@@ -100,9 +100,11 @@ class Group:
                 raise RunnerLost(f"stages {sorted(missing)} were not ready within {START_SECONDS} s")
         self._last_beat = dict.fromkeys(range(self._num_stages), time.monotonic())
 
-    def order(self, stage: int, message: Message) -> None:
-        """Send one stage a message."""
-        self._send(stage, encode(message))
+    def order(self, stage: int, message: Message) -> int:
+        """Send one stage a message; its size in bytes."""
+        data = encode(message)
+        self._send(stage, data)
+        return len(data)
 
     def order_all(self, message: Message) -> int:
         """Send all stages the same message, the first one first; its size in bytes."""

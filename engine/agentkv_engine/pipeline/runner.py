@@ -144,7 +144,7 @@ class PipelineRunner:
             assert_writable(item.residence.own_P[item.rows.positions])
         updates, items, failed = self._told.step(schedule.scheduled)
         number = self._next_number()
-        self.bytes_ordered = self._living().order_all(StepOrder(number, updates, items))
+        self.bytes_ordered = self._order(None, StepOrder(number, updates, items))
         self._step_watch.begin(number, schedule.num_rows, time.monotonic())
         return _UnderWay(self, number, schedule, failed)
 
@@ -186,7 +186,7 @@ class PipelineRunner:
     def ask(self, layer: int, make: Callable[[int, int], Message]) -> Reply:
         """See `Stages.ask`."""
         number, (stage, here) = self._next_number(), self._stage_of(layer)
-        self._living().order(stage, make(number, here))
+        self._order(stage, make(number, here))
         reply = self._wait_for(number, self._config.grace + ASK_SECONDS)
         assert isinstance(reply, Reply)
         return reply
@@ -194,7 +194,7 @@ class PipelineRunner:
     def tell(self, layer: int, make: Callable[[int], Message]) -> None:
         """See `Stages.tell`."""
         stage, here = self._stage_of(layer)
-        self._living().order(stage, make(here))
+        self._order(stage, make(here))
 
     def close(self) -> None:
         """See `Runner.close`."""
@@ -232,7 +232,7 @@ class PipelineRunner:
     def _tell(self, residence: Residence) -> int:
         number, updates = self._told.look(residence)
         if updates:
-            self._living().order_all(Tell(updates))
+            self._order(None, Tell(updates))
         return number
 
     def _stage_of(self, layer: int) -> tuple[int, int]:
@@ -250,6 +250,15 @@ class PipelineRunner:
         if group is None or self._untold is not None:
             raise self._untold or RunnerLost("the pipeline is started again: ask again soon")
         return group
+
+    def _order(self, stage: int | None, message: Message) -> int:
+        """Send one stage, or all, a message; its size in bytes. A stage that can't be reached is lost at once."""
+        group = self._living()
+        try:
+            return group.order_all(message) if stage is None else group.order(stage, message)
+        except RunnerLost as error:
+            self._lose(group, str(error))
+            raise self._untold or error from None
 
     def _wait_for(self, number: int, patience: float | None = None) -> Any:
         """The answer of this number. Others that come first are noted.

@@ -33,6 +33,7 @@ class SilentGroup:
         SilentGroup.made += 1
         self.pids = (SilentGroup.made,)
         self.answers: list[object] = []
+        self.is_gone = False
         self._note("start")
 
     def _note(self, event: str) -> None:
@@ -41,8 +42,10 @@ class SilentGroup:
     def wait_until_ready(self, _is_wanted: Callable[[], bool]) -> None:
         pass
 
-    def order(self, _stage: int, _message: object) -> None:
-        pass
+    def order(self, stage: int, _message: object) -> int:
+        if self.is_gone:
+            raise RunnerLost(f"stage {stage} can't be reached")
+        return 0
 
     def order_all(self, _message: object) -> int:
         return 0
@@ -113,6 +116,16 @@ def test_a_question_that_is_never_answered_loses_the_stages(runner) -> None:
         runner.wait_until_ready(0)
     wait_for(lambda: "close 1" in SilentGroup.events)
     assert runner.wait_until_ready(1)
+
+
+def test_a_stage_that_can_not_be_reached_is_lost_at_once(runner) -> None:
+    """Before the watcher sees it: no more is ordered of the same stages."""
+    runner._group.is_gone = True
+    with pytest.raises(RunnerLost, match=r"was lost \(stage 0 can't be reached\)"):
+        runner.ask(0, read)
+    with pytest.raises(RunnerLost, match="was lost"):
+        runner.ask(0, read)
+    assert "kill 1" in SilentGroup.events
 
 
 def test_whatever_fails_when_stages_start_is_tried_again(runner, caplog) -> None:
