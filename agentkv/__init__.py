@@ -4,7 +4,15 @@
 """
 
 from agentkv.api import ChatDelta, ChatMessage, ChatRequest, ChatService, ChatStream, Reuse, ReuseUsage, Usage
-from agentkv.errors import AgentKVError, ConfigError, InvalidRequest, ModelError, RemoteError, ServiceClosed
+from agentkv.errors import (
+    AgentKVError,
+    ConfigError,
+    EngineRestarting,
+    InvalidRequest,
+    ModelError,
+    RemoteError,
+    ServiceClosed,
+)
 
 __version__ = "0.1.0"
 
@@ -16,6 +24,7 @@ __all__ = [
     "ChatService",
     "ChatStream",
     "ConfigError",
+    "EngineRestarting",
     "InvalidRequest",
     "ModelError",
     "RemoteError",

@@ -90,8 +90,9 @@ def _message(message: ChatMessage) -> dict[str, Any]:
 
 
 def _info(fields: dict[str, Any]) -> SegmentInfo:
-    known = {name: fields[name] for name in SegmentInfo.__dataclass_fields__}
-    return SegmentInfo(**{**known, "threads": tuple(known["threads"]), "tiers": tuple(known.get("tiers", ()))})
+    known = {name: fields[name] for name in SegmentInfo.__dataclass_fields__ if name != "tiers"}
+    tiers = tuple(fields.get("tiers", ()))  # an earlier server does not tell
+    return SegmentInfo(**{**known, "threads": tuple(known["threads"]), "tiers": tiers})
 
 
 def _refuse_tenant(tenant: str) -> None:

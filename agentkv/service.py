@@ -212,12 +212,7 @@ class Service:
         """What `/health` shows. `status` is `ok`, `restarting` while the engine's processes are started again, or
         `closed` once nothing is served any more."""
         ready = "ok" if self._engine.is_ready else "restarting"
-        return {
-            "status": ready if self._thread.is_running else "closed",
-            "model": self.model_id,
-            "running": len(self._running),
-            "segments": self._recognizer.num_segments,
-        }
+        return {"status": ready if self._thread.is_running else "closed"}
 
     def check(self) -> None:
         """Integrity of pool, store and recognizer, for tests; raises AssertionError."""
@@ -231,8 +226,8 @@ class Service:
     def close(self) -> None:
         """Stop; running chats end with `ServiceClosed`."""
         self._thread.close()
-        self._engine.close()
         self._fail_all(ServiceClosed("the service was closed while this chat ran: start it again and ask again"))
+        self._engine.close()  # may wait for processes: nobody waits with it
 
     def _admit(self, chat: RunningChat) -> None:
         """Recognise and plan, and ask the engine; or wait for a chat that is computing the same new words."""
@@ -381,6 +376,8 @@ def _pipeline(config: ServiceConfig) -> PipelineConfig | None:
         if config.devices is not None or config.layers is not None:
             raise ConfigError("devices and layers are those of stages: give --pipeline-stages too")
         return None
+    if config.host_kv_memory:
+        raise ConfigError("host KV memory needs the model in one process: leave out --host-kv-memory with stages")
     return PipelineConfig(
         num_stages=config.pipeline_stages,
         devices=tuple(config.devices.split(",")) if config.devices else (),

@@ -1,6 +1,7 @@
 """From what a chat asks for to the constraint of its reply."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from agentkv.tokenization import ChatTokenizer, Prompt
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+
+MOST_SCHEMA = 1 << 18
+"""Most characters of the JSON schemas that one reply is held to."""
 
 
 class GrammarCompiler:
@@ -43,12 +47,14 @@ class GrammarCompiler:
         if request.tools is not None and request.tools.choice == "required":
             return self._calls(request.tools)
         if request.response_format is not None:
+            _check_size([request.response_format.schema], "response_format")
             self._check_schema(request.response_format.schema, "response_format", request.response_format.name)
             return json_answer(request.response_format.schema)
         return None
 
     def _calls(self, use: ToolUse) -> str:
         tools = use.callable_tools
+        _check_size([tool.arguments_schema for tool in tools], "tools")
         for tool in tools:
             self._check_schema(tool.arguments_schema, "tools", tool.name)
         return calls_answer(tools, self._speech.dialect.shape, parallel=use.parallel)
@@ -82,3 +88,16 @@ class GrammarCompiler:
 
         ends = sorted(self._tokenizer.stop_token_ids)
         return LLTokenizer(self._tokenizer.as_json, eos_token=ends)
+
+
+def _check_size(schemas: Sequence[Mapping[str, Any]], param: str) -> None:
+    try:
+        size = sum(len(json.dumps(schema)) for schema in schemas)
+    except RecursionError:
+        message = "a JSON schema is nested too deeply to be held to: ask for a flatter one"
+        raise InvalidRequest(message, param=param, code="unsupported_schema") from None
+    if size > MOST_SCHEMA:
+        message = (
+            f"the JSON schemas have {size} characters, and replies are held to at most {MOST_SCHEMA}: shorten them"
+        )
+        raise InvalidRequest(message, param=param, code="unsupported_schema")

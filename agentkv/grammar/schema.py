@@ -7,6 +7,9 @@ _NAMED = ("properties", "$defs", "definitions")
 _LISTED = ("anyOf", "oneOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties")
 _COMBINING = ("allOf", "anyOf", "oneOf", "$ref", "not", "if", "patternProperties", "dependentSchemas")
+_ANNOTATIONS = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment")
+_BESIDE_REF = {"$ref", "$schema", "$id", "$defs", "definitions", "x-guidance", *_ANNOTATIONS}
+"""Keywords beside `$ref` that say nothing of what an object holds."""
 
 
 def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -14,8 +17,8 @@ def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
     A schema that lists properties and says nothing of `additionalProperties` allows any. Nobody reads these, and a
     model that may always add one may never come to an end; xgrammar's strict mode closes them too. Every reply of
-    the closed schema is one of the given. A schema that makes an object of several parts is left as it is: closing
-    one part would forbid the others' properties.
+    the closed schema is one of the given. A schema that makes an object of several parts, or asks for a number of
+    properties, is left as it is: closing one part would forbid the others' properties.
     """
     return schema if any(_combines(each) for each in _walk(schema)) else _closed(schema)
 
@@ -33,7 +36,7 @@ def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     if (
         isinstance(properties, Mapping)
         and isinstance(required, list)
-        and all(name in [*properties] for name in required)
+        and all(isinstance(name, str) and name in properties for name in required)
     ):
         changed.setdefault("additionalProperties", False)
     return changed
@@ -44,7 +47,9 @@ def _closed_value(value: Any) -> Any:
 
 
 def _combines(schema: Mapping[str, Any]) -> bool:
-    return "allOf" in schema or ("properties" in schema and any(key in schema for key in _COMBINING))
+    if "allOf" in schema or "minProperties" in schema or ("$ref" in schema and not schema.keys() <= _BESIDE_REF):
+        return True
+    return "properties" in schema and any(key in schema for key in _COMBINING)
 
 
 def _walk(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from fastapi import Request
 
@@ -58,16 +59,22 @@ class Gate:
             yield tenant
 
     @contextmanager
-    def room_for(self, tenant: str, num_chats: int) -> Iterator[None]:
+    def room_for(self, tenant: str, num_chats: int, param: Literal["n", "prompt"] = "n") -> Iterator[None]:
         """Room for all chats of one request, whose first is inside already; given back at the end of the block.
+
+        Args:
+            tenant: whose.
+            num_chats: with the first.
+            param: the field that asks for several.
 
         Raises:
             ApiError: 400 where so many never fit, 429 and 503 as above.
         """
         most = min(self._max, self._max_of_key or self._max)
         if num_chats > most:
-            message = f"{num_chats} chats are asked for at once, and at most {most} may run: ask for fewer replies"
-            raise ApiError(400, message, param="n", code="invalid_value")
+            remedy = "send fewer prompts at once" if param == "prompt" else "ask for fewer replies"
+            message = f"{num_chats} chats are asked for at once, and at most {most} may run: {remedy}"
+            raise ApiError(400, message, param=param, code="invalid_value")
         with self._counted(tenant, num_chats - 1):
             yield
 

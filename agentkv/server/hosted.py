@@ -60,7 +60,7 @@ class HostedService(ChatService, Protocol):
         ...
 
     def health(self) -> dict[str, Any]:
-        """How it does: `status` is `ok` while chats can run, the rest is only shown. Does not wait."""
+        """How it does: `status` is `ok` while chats can run. Does not wait."""
         ...
 
     def kv_bytes(self) -> dict[str, int]:

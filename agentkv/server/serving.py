@@ -55,7 +55,8 @@ class Serving:
             raise ApiError(400, message, param="n", code="invalid_value")
         started: list[ServedChat] = []
         with ExitStack() as undo:
-            undo.enter_context(self.auth.room_for(tenant, len(requests)))
+            param = "prompt" if len(requests) > asked else "n"
+            undo.enter_context(self.auth.room_for(tenant, len(requests), param))
             for request in requests:
                 # In a thread: tokenising a long prompt takes a while, and other streams go on meanwhile.
                 stream = await asyncio.to_thread(self.service.submit, request, tenant=tenant)

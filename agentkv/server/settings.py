@@ -29,7 +29,8 @@ class ServerSettings(Settings):
         max_choices: most replies (`n`) of one request.
         max_embedding_inputs: most texts of one embeddings request.
         max_stored_bytes_per_key: most bytes of responses of one key that `/v1/responses` stores to be continued.
-        max_tokenize_characters: most characters of one `/tokenize`, and tokens of one `/detokenize`.
+        max_tokenize_characters: most characters of one `/tokenize` or `/v1/messages/count_tokens`, and tokens of one
+            `/detokenize`.
         first_token_timeout: seconds that a chat may wait for its first token, its prompt's prefill included.
         request_timeout: seconds that a chat may take.
         read_timeout: seconds in which a request must have arrived whole.
@@ -90,9 +91,14 @@ class ServerSettings(Settings):
         """Those given and those of the file, each once.
 
         Raises:
-            ConfigError: the file can't be read, or holds none.
+            ConfigError: the file can't be read, or holds none; the metrics key is one of them.
         """
-        return tuple(dict.fromkeys((*self.api_keys, *(_read_keys(self.api_key_file) if self.api_key_file else ()))))
+        keys = tuple(dict.fromkeys((*self.api_keys, *(_read_keys(self.api_key_file) if self.api_key_file else ()))))
+        if self.metrics_key is not None and self.metrics_key.get_secret_value() in keys:
+            raise ConfigError(
+                "the metrics key is an API key too, whose holder would see all keys' figures: take another"
+            )
+        return keys
 
 
 def _read_keys(path: Path) -> tuple[str, ...]:

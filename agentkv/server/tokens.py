@@ -1,11 +1,14 @@
 """`/tokenize` and `/detokenize`, in vLLM's shape."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentkv.api import ChatMessage
 from agentkv.server.answers import DetokenizeAnswer, TokenizeAnswer, answers
 from agentkv.server.chat.body import MessageBody, to_messages
 from agentkv.server.errors import ApiError
@@ -33,13 +36,6 @@ class TokenizeBody(BaseModel):
     add_generation_prompt: Literal[True] | None = None
     return_token_strs: bool | None = None
 
-    def check_length(self, most: int) -> None:
-        """Raises ApiError 400 for more characters than `most`."""
-        texts = [self.prompt or "", *(message.content for message in self.messages or ())]
-        if (count := sum(map(len, texts))) > most:
-            message = f"the text has {count} characters, and at most {most} are tokenised at once: send it in parts"
-            raise ApiError(400, message, param="messages" if self.messages else "prompt", code="invalid_value")
-
 
 class DetokenizeBody(BaseModel):
     """Token ids."""
@@ -55,21 +51,27 @@ def token_routes(serving: Serving, service: HostedService) -> APIRouter:
     router = APIRouter()
 
     @router.post("/tokenize", **answers(TokenizeAnswer))
-    async def tokenize(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:
+    async def tokenize(request: Request, tenant: Annotated[str, Depends(serving.auth)]) -> Response:
         body = await serving.read(request, TokenizeBody)
         if body.model is not None:
             serving.check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages", param="prompt", code="invalid_value")
-        body.check_length(serving.settings.max_tokenize_characters)
-        text = body.prompt if body.messages is None else to_messages(body.messages)
-        token_ids = await asyncio.to_thread(service.texts.tokenize, text or "", tenant=tenant)
-        return {
-            "count": len(token_ids),
-            "max_model_len": service.context_length,
-            "tokens": list(token_ids),
-            "token_strs": list(service.texts.names(token_ids)) if body.return_token_strs else None,
-        }
+        text = (body.prompt or "") if body.messages is None else to_messages(body.messages)
+        check_length(text, serving.settings.max_tokenize_characters)
+
+        def answer() -> Response:
+            token_ids = service.texts.tokenize(text, tenant=tenant)
+            return JSONResponse(
+                {
+                    "count": len(token_ids),
+                    "max_model_len": service.context_length,
+                    "tokens": list(token_ids),
+                    "token_strs": list(service.texts.names(token_ids)) if body.return_token_strs else None,
+                }
+            )
+
+        return await asyncio.to_thread(answer)  # with its JSON, which may be large: other streams go on meanwhile
 
     @router.post("/detokenize", **answers(DetokenizeAnswer))
     async def detokenize(request: Request, _: Annotated[str, Depends(serving.auth)]) -> dict[str, Any]:
@@ -82,3 +84,16 @@ def token_routes(serving: Serving, service: HostedService) -> APIRouter:
         return {"prompt": await asyncio.to_thread(service.texts.detokenize, body.tokens)}
 
     return router
+
+
+def check_length(text: str | Sequence[ChatMessage], most: int) -> None:
+    """Raises ApiError 400 for a text, or messages, of more characters than `most`."""
+    count = len(text) if isinstance(text, str) else sum(map(_num_characters, text))
+    if count > most:
+        message = f"the text has {count} characters, and at most {most} are tokenised at once: send it in parts"
+        raise ApiError(400, message, param="prompt" if isinstance(text, str) else "messages", code="invalid_value")
+
+
+def _num_characters(message: ChatMessage) -> int:
+    calls = sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+    return len(message.content) + len(message.reasoning) + calls

@@ -1,6 +1,7 @@
 """The second tier: KV in the engine's host memory, copied out of the pool and, when it is wanted, back into it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from agentkv.store.ledger import Entry, Ledger
@@ -43,6 +44,7 @@ class HostStore:
         self._on_gone = on_gone
         pinnable = max_bytes // 2 if max_pinned_bytes is None else max_pinned_bytes
         self._ledger: Ledger[HostResident] = Ledger(max_bytes=max_bytes, max_pinned_bytes=pinnable)
+        self._spared: Collection[SegmentKey] = ()
 
     @property
     def name(self) -> str:
@@ -52,13 +54,22 @@ class HostStore:
     def make_room(self, num_bytes: int) -> bool:
         """Drop what was read longest ago until so many bytes are free; False (and nothing dropped) where they can't
         be."""
-        victims = self._ledger.victims_for(num_bytes)
+        victims = self._ledger.victims_for(num_bytes, self._spared)
         if victims is None:
             return False
         for victim in victims:
             self.release(victim)
             self._on_gone(victim)
         return True
+
+    @contextmanager
+    def sparing(self, keys: Collection[SegmentKey]) -> Iterator[None]:
+        """In the block none of these is dropped for want of room. Does not nest."""
+        self._spared = keys
+        try:
+            yield
+        finally:
+            self._spared = ()
 
     def put(self, key: SegmentKey, kv: HostResident) -> bool:
         """See `Store.put`."""

@@ -1,6 +1,6 @@
 """The books of a tier: what it holds under which key, in order of use, with pins and a budget of bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Generic
 
@@ -81,8 +81,9 @@ class Ledger(Generic[KV]):
         if key in self:
             raise ValueError(f"{key} is held already: release it first, or give the copy an id of its own")
 
-    def victims_for(self, num_bytes: int) -> list[SegmentKey] | None:
-        """Keys to drop so that a new one of `num_bytes` fits, read longest ago first; None where it can't."""
+    def victims_for(self, num_bytes: int, spared: Collection[SegmentKey] = ()) -> list[SegmentKey] | None:
+        """Keys to drop so that a new one of `num_bytes` fits, read longest ago first and none of `spared`; None where
+        it can't."""
         excess = self._usage.num_bytes + num_bytes - self.max_bytes
         if self._usage.pinned_bytes + num_bytes > self.max_bytes:
             return None
@@ -90,9 +91,10 @@ class Ledger(Generic[KV]):
         for victim, entry in self._loose.items():
             if excess <= 0:
                 break
-            victims.append(victim)
-            excess -= entry.num_bytes
-        return victims
+            if victim not in spared:
+                victims.append(victim)
+                excess -= entry.num_bytes
+        return victims if excess <= 0 else None
 
     def pin(self, key: SegmentKey) -> bool:
         """See `Store.pin`; whether it was not pinned before."""

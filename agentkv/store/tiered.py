@@ -129,20 +129,14 @@ class TieredStore:
 
     def missing(self, handles: Sequence[int]) -> None:
         """The engine's `on_missing`: bring up those that lie below, all together, or (without room) none."""
-        keys = [key for handle in handles if (key := self._key_of.get(handle)) is not None and key in self._host]
-        if not keys:
+        keys = [key for handle in handles if (key := self._key_of.get(handle)) is not None]
+        items = {key: item for key in keys if (item := self._host.get(key)) is not None}
+        if not items:
             return
-        pinned = {key for key in keys if self.is_pinned(key)}
-        items = {key: item for key in keys if (item := self._host.take(key)) is not None}  # nobody drops them meanwhile
-        came_up = self._engine.restore(tuple(items.values()))
-        for key, item in items.items():
-            if self._host.put(key, item) and key in pinned:
-                self._host.pin(key)
-        for key, item in items.items():
-            if came_up:
-                self._pool.put(key, item.resident)
-            if key not in self:
-                self._forget(key)
+        with self._host.sparing(items.keys()):  # what leaves the pool to make room for them may take others' place
+            if self._engine.restore(tuple(items.values())):
+                for key, item in items.items():
+                    self._pool.put(key, item.resident)
 
     def check(self) -> None:
         """See `Store.check`."""

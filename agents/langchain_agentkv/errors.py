@@ -19,7 +19,15 @@ from langchain_core.exceptions import (
     ModelTimeoutError,
 )
 
-from agentkv.errors import AgentKVError, ContextTooLong, InvalidRequest, RemoteError, ServiceClosed, TemplateRefused
+from agentkv.errors import (
+    AgentKVError,
+    ContextTooLong,
+    EngineRestarting,
+    InvalidRequest,
+    RemoteError,
+    ServiceClosed,
+    TemplateRefused,
+)
 
 
 class AgentKVContextOverflowError(ContextTooLong, ContextOverflowError):
@@ -32,6 +40,10 @@ class AgentKVTemplateError(TemplateRefused, ModelInvalidRequestError):
 
 class AgentKVInvalidRequestError(InvalidRequest, ModelInvalidRequestError):
     """A request that can't be honoured."""
+
+
+class AgentKVEngineRestartingError(EngineRestarting, ModelAPIError):
+    """The engine lost what it was computing and starts again."""
 
 
 class AgentKVServiceClosedError(ServiceClosed, ModelAPIError):
@@ -102,6 +114,8 @@ def as_model_error(error: AgentKVError) -> AgentKVError:
             return AgentKVTemplateError(str(error))
         case InvalidRequest():
             return AgentKVInvalidRequestError(str(error), param=error.param, code=error.code)
+        case EngineRestarting():
+            return AgentKVEngineRestartingError(str(error))
         case ServiceClosed():
             return AgentKVServiceClosedError(str(error))
         case RemoteError():

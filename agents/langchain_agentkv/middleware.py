@@ -6,7 +6,7 @@ agent = create_agent(model, tools, name="critic", middleware=[AgentKVMiddleware(
 import asyncio
 import logging
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -116,7 +116,7 @@ class ThreadPins:
         self._lock = threading.Lock()
         self._holders: Counter[str] = Counter()
         self._pinned: dict[str, list[str]] = {}
-        self._to_unpin: list[str] = []
+        self._to_unpin: deque[str] = deque()
 
     @contextmanager
     def hold(self, thread: str) -> Iterator[None]:
@@ -168,15 +168,20 @@ class ThreadPins:
                 self._pin(each.segment_id, pinned)
 
     def _pin(self, segment_id: str, pinned: list[str]) -> None:
+        pinned.append(segment_id)  # first: a pin whose answer is lost has to be ended too
         try:
             self._segments.pin(segment_id)
         except InvalidRequest:  # dropped since it was listed, or no budget left for pins
-            return
-        pinned.append(segment_id)
+            pinned.pop()
 
     def _unpin_left(self) -> None:
-        """End the pins that nobody holds; those that can't be ended now stay for the next time."""
-        self._to_unpin = [segment_id for segment_id in self._to_unpin if not self._unpin(segment_id)]
+        """End the pins that nobody holds. From the first that can't be ended now on they stay for the next time, that
+        one last: a server that is gone is waited for once."""
+        while self._to_unpin:
+            if not self._unpin(self._to_unpin[0]):
+                self._to_unpin.rotate(-1)
+                return
+            self._to_unpin.popleft()
 
     def _unpin(self, segment_id: str) -> bool:
         try:

@@ -102,6 +102,11 @@ def test_host_memory_that_holds_no_block_is_a_typed_error(open_service) -> None:
         open_service(host_kv_memory=10)
 
 
+def test_host_memory_beside_stages_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(ConfigError, match="--host-kv-memory"):
+        Service.open("no/such-model", ServiceConfig(pipeline_stages=2, host_kv_memory=KV_BYTES))
+
+
 class Tiers(RuleBasedStateMachine):
     """Any mix of keeping, reading, crowding out, pinning and releasing over a small pool and a small host memory: the
     books agree after every call, and what is read is what was kept."""

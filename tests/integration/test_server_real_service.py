@@ -110,14 +110,14 @@ async def test_concurrent_streams_give_what_each_gets_alone(service: Service, ur
 def test_hanging_up_on_a_stream_frees_the_chat(service: Service, client: openai.OpenAI) -> None:
     with client.chat.completions.create(**ask(service, "you talk", "forever", stream=True, max_tokens=1900)) as stream:
         next(iter(stream))
-    assert eventually(lambda: service.health()["running"] == 0, seconds=10)
+    assert eventually(lambda: service.memory().pinned == 0, seconds=10)
     service.check()
 
 
 def test_hanging_up_on_a_whole_reply_frees_the_chat(service: Service, client: openai.OpenAI) -> None:
     with pytest.raises(openai.APITimeoutError):
         client.chat.completions.create(**ask(service, "you talk", "forever", max_tokens=1900), timeout=0.2)
-    assert eventually(lambda: service.health()["running"] == 0, seconds=10)
+    assert eventually(lambda: service.memory().pinned == 0, seconds=10)
     service.check()
 
 

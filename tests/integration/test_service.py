@@ -208,11 +208,11 @@ def test_rows_read_through_a_screened_prefix_are_not_kept_as_computed_there(serv
     ask(service, *messages("You read.", REPORT))
     critic = messages("You judge what the others say, and you have a longer prompt of your own.", REPORT)
     ask(service, *critic, selector="repair_none")
-    before = service.health()["segments"]
+    before = len(service.segments.list())
     with_news = (*critic, ChatMessage(role="user", content="Something new. " * 60))
     _, usage = ask(service, *with_news, selector="repair_none")
     assert usage.reuse.prefix > 60
-    assert service.health()["segments"] == before + 1, "only the new message is kept"
+    assert len(service.segments.list()) == before + 1, "only the new message is kept"
 
 
 def test_a_new_message_that_quotes_a_known_one_is_kept_whole(service: Service) -> None:
@@ -253,7 +253,7 @@ def test_leaving_the_loop_cancels_and_frees(service: Service) -> None:
     stream.cancel()
     assert list(stream)[-1].finish_reason == "abort"
     ask(service, *messages("You write.", "Short."), max_tokens=1)  # a step later everything is released
-    assert service.health()["running"] == 0
+    assert service.memory().pinned == 0
 
 
 async def collect(service: Service, request: ChatRequest) -> list[ChatDelta]:

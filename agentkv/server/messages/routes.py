@@ -18,6 +18,7 @@ from agentkv.server.messages.body import AnthropicBody, PromptBody
 from agentkv.server.messages.reply import MessageReply
 from agentkv.server.served_chat import ServedChats
 from agentkv.server.serving import Serving
+from agentkv.server.tokens import check_length
 
 
 def message_routes(serving: Serving, service: HostedService) -> APIRouter:
@@ -46,7 +47,9 @@ def message_routes(serving: Serving, service: HostedService) -> APIRouter:
         try:
             body = await serving.read(request, PromptBody)
             serving.check_model(body.model)
-            count = await asyncio.to_thread(service.count_tokens, body.to_prompt(), tenant=tenant)
+            prompt = body.to_prompt()
+            check_length(prompt.messages, serving.settings.max_tokenize_characters)
+            count = await asyncio.to_thread(service.count_tokens, prompt, tenant=tenant)
         except Exception as error:
             raise serving.refusal(error) from error
         return {"input_tokens": count}

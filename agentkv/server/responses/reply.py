@@ -54,9 +54,8 @@ class ResponseReply:
         if delta.finish_reason is not None:
             yield from self._close()
 
-    def closing(self, finish_reason: str, usage: Usage) -> Iterator[Event]:
-        """The last event of a stream."""
-        response = self.response(finish_reason, usage)
+    def closing(self, response: dict[str, Any]) -> Iterator[Event]:
+        """The last event of a stream, with the whole response."""
         yield self._event(f"response.{response['status']}", response=response)
 
     def failure(self, error: ApiError) -> Iterator[Event]:

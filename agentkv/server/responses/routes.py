@@ -17,7 +17,7 @@ from agentkv.server.responses.store import ResponseStore, StoredResponse
 from agentkv.server.served_chat import ServedChats
 from agentkv.server.serving import Serving
 
-Done = Callable[[dict[str, Any]], None]
+Done = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def response_routes(serving: Serving) -> APIRouter:
@@ -38,10 +38,12 @@ def response_routes(serving: Serving) -> APIRouter:
             raise serving.refusal(error) from error
         reply = ResponseReply(body.model, body.echoed())
 
-        def done(response: dict[str, Any]) -> None:
-            if body.store is not False:
-                conversation = (*before, *body.new_messages, reply.message())
-                store.put(tenant, StoredResponse.of(response, conversation))
+        def done(response: dict[str, Any]) -> dict[str, Any]:
+            """The response as it is sent: one that is too large to be stored says so."""
+            if body.store is False:
+                return response
+            conversation = (*before, *body.new_messages, reply.message())
+            return {**response, "store": store.put(tenant, StoredResponse.of(response, conversation))}
 
         if body.stream:
             return EventStream(chats, _events(chats, reply, done))
@@ -50,9 +52,7 @@ def response_routes(serving: Serving) -> APIRouter:
             async for _, delta in chats.deltas():
                 _ = list(reply.add(delta))
                 reason = delta.finish_reason or reason
-        response = reply.response(reason, chats.usage)
-        done(response)
-        return JSONResponse(response)
+        return JSONResponse(done(reply.response(reason, chats.usage)))
 
     @router.get("/v1/responses/{response_id}", **answers(ResponseAnswer))
     async def retrieve_response(response_id: str, tenant: Annotated[str, Depends(serving.auth)]) -> Response:
@@ -76,8 +76,7 @@ async def _events(chats: ServedChats, reply: ResponseReply, done: Done) -> Async
                 reason = delta.finish_reason or reason
                 for each in reply.add(delta):
                     yield event(each, each["type"])
-        done(reply.response(reason, chats.usage))
-        last = reply.closing(reason, chats.usage)
+        last = reply.closing(done(reply.response(reason, chats.usage)))
     except ApiError as error:  # the status line has gone out: the event has to tell it
         last = reply.failure(error)
     for each in last:

@@ -59,15 +59,16 @@ class ResponseStore:
         self._max_bytes = max_bytes
         self._shelves: dict[str, _Shelf] = {}
 
-    def put(self, tenant: str, stored: StoredResponse) -> None:
-        """Hold a response, unless it alone is too large."""
+    def put(self, tenant: str, stored: StoredResponse) -> bool:
+        """Hold a response, unless it alone is too large; whether it is held."""
         if stored.num_bytes > self._max_bytes:
-            return
+            return False
         shelf = self._shelves.setdefault(tenant, _Shelf())
         shelf.stored[stored.response_id] = stored
         shelf.num_bytes += stored.num_bytes
         while shelf.num_bytes > self._max_bytes:
             shelf.pop(next(iter(shelf.stored)))
+        return True
 
     def get(self, tenant: str, response_id: str, param: str | None = None) -> StoredResponse:
         """Raises ApiError 404 for one that is not the tenant's, or no longer held."""

@@ -8,7 +8,15 @@ from langchain_core import exceptions as langchain
 
 from agentkv import errors
 from agentkv.api import ChatRequest
-from agentkv.errors import AgentKVError, ConfigError, ContextTooLong, InvalidRequest, RemoteError, ServiceClosed
+from agentkv.errors import (
+    AgentKVError,
+    ConfigError,
+    ContextTooLong,
+    EngineRestarting,
+    InvalidRequest,
+    RemoteError,
+    ServiceClosed,
+)
 from fakes import FakeService, FakeStream
 from langchain_agentkv import ChatAgentKV, retries
 from langchain_agentkv.errors import as_model_error, is_retryable
@@ -24,6 +32,7 @@ def remote(status: int | None = None, code: str | None = None) -> RemoteError:
         (ContextTooLong("9 tokens"), langchain.ContextOverflowError, False),
         (errors.TemplateRefused("no"), langchain.ModelInvalidRequestError, False),
         (InvalidRequest("no", param="n", code="c"), langchain.ModelInvalidRequestError, False),
+        (EngineRestarting("no memory"), langchain.ModelAPIError, True),
         (ServiceClosed("closed"), langchain.ModelAPIError, True),
         (remote(401), langchain.ModelAuthenticationError, False),
         (remote(403), langchain.ModelPermissionDeniedError, False),

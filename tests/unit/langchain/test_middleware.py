@@ -117,6 +117,37 @@ def test_a_server_that_fails_costs_no_tool_and_leaves_no_pins(caplog: pytest.Log
     assert segments.pinned == set()
 
 
+def test_a_pin_whose_answer_is_lost_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = FakeSegments({"1": {"t"}, "2": {"t"}})
+    pin = segments.pin
+
+    def pin_unheard(segment_id: str) -> None:
+        pin(segment_id)
+        raise RemoteError("connection broken")
+
+    monkeypatch.setattr(segments, "pin", pin_unheard)
+    with ThreadPins(segments).hold("t"):
+        assert segments.pinned == {"1"}
+    assert segments.pinned == set()
+
+
+def test_a_server_that_is_gone_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = FakeSegments({name: {"t"} for name in "123"})
+    pins, asked = ThreadPins(segments), []
+
+    def unpin(segment_id: str) -> bool:
+        asked.append(segment_id)
+        raise RemoteError("unreachable")
+
+    with pins.hold("t"), monkeypatch.context() as patch:
+        patch.setattr(segments, "unpin", unpin)
+        pins.leave("t")
+        assert len(asked) == 1
+        pins.take("t")
+        assert len(set(asked)) == 2, "the next time another is tried first"
+    assert segments.pinned == set()
+
+
 async def test_a_cancelled_tool_leaves_no_pins() -> None:
     segments = FakeSegments({"1": {"t"}})
     segments.slow = threading.Event()

@@ -23,6 +23,7 @@ from agentkv.errors import (
     ServiceClosed,
     TemplateRefused,
 )
+from agentkv.remote_segments import RemoteSegments
 from agentkv.server.settings import ServerSettings
 from fakes import FakeService, eventually, running_app, running_server
 
@@ -313,3 +314,11 @@ def test_the_client_needs_neither_torch_nor_a_server() -> None:
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == ""
+
+
+def test_segments_of_a_server_that_tells_no_tiers() -> None:
+    told = {"segment_id": "1", "text": "x", "tokens": 16, "num_bytes": 1, "pinned": False, "exact": True, "author": "a"}
+    told |= {"threads": ["t"], "created": 0.0, "last_read": 0.0, "reads": 0}
+    answers = [{**told, "tiers": ["pool", "host"]}, told]
+    both, earlier = RemoteSegments(lambda *_: {"data": answers}).list()
+    assert (both.tiers, earlier.tiers, earlier.threads) == (("pool", "host"), (), ("t",))

@@ -67,6 +67,9 @@ def test_every_reply_of_a_request_counts(limited: tuple[str, FakeService]) -> No
     url, service = limited
     never = ask(url, "first", n=3)
     assert (never.status_code, error_of(never)["param"]) == (400, "n")
+    body, headers = {"model": "fake/model", "prompt": ["a", "b", "c"]}, {"Authorization": "Bearer first"}
+    never = httpx.post(f"{url}/v1/completions", json=body, headers=headers)
+    assert (never.status_code, error_of(never)["param"]) == (400, "prompt")
     service.hold_after = 1
     body, headers = CHAT | {"stream": True, "n": 2}, {"Authorization": "Bearer first"}
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as two:

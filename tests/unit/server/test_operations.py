@@ -33,6 +33,9 @@ def test_embeddings_as_base64_and_shortened(http: httpx.Client) -> None:
     assert vector.tolist() == pytest.approx([4 / 17**0.5, 1 / 17**0.5])
 
 
+LONG_CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "x" * (2**20 + 1)}}
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
@@ -50,6 +53,8 @@ def test_embeddings_as_base64_and_shortened(http: httpx.Client) -> None:
         ("/tokenize", {"prompt": "x", "add_special_tokens": True}, "add_special_tokens"),
         ("/tokenize", {"prompt": "x" * (2**20 + 1)}, "prompt"),
         ("/tokenize", {"messages": [{"role": "user", "content": "x" * 2**19}] * 3}, "messages"),
+        ("/tokenize", {"messages": [{"role": "assistant", "reasoning_content": "x" * (2**20 + 1)}]}, "messages"),
+        ("/tokenize", {"messages": [{"role": "assistant", "tool_calls": [LONG_CALL]}]}, "messages"),
         ("/detokenize", {"tokens": ["x"]}, "tokens"),
         ("/detokenize", {"tokens": [0] * (2**20 + 1)}, "tokens"),
         ("/detokenize", {"tokens": [2**30]}, "tokens"),
@@ -61,6 +66,14 @@ def test_what_can_not_be_done_is_named(http: httpx.Client, path: str, body: dict
     error = response.json()["error"]
     assert response.status_code == 400
     assert error["param"].startswith(param)
+
+
+def test_tokens_of_a_very_long_prompt_are_not_counted(http: httpx.Client, service: FakeService) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x" * (2**20 + 1)}]}
+    response = http.post("/v1/messages/count_tokens", json=body)
+    assert response.status_code == 400
+    assert "1048576" in response.json()["error"]["message"]
+    assert not service.requests
 
 
 def test_hanging_up_on_embeddings_cancels_them(http: httpx.Client, service: FakeService) -> None:

@@ -95,3 +95,4 @@ def test_all_that_a_request_leaves_behind_is_charged(fields: Callable[[str], dic
             found = httpx.get(f"{url}/v1/responses/{made['id']}")
             assert found.status_code == status
             assert status == 404 or json.loads(found.content) == made
+            assert made["store"] is (status == 200), "it says whether it is stored"

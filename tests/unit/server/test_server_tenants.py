@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from agentkv.errors import ConfigError
+from agentkv.server.app import create_app
 from agentkv.server.settings import ServerSettings
 from fakes import FakeService, running_server
 
@@ -128,6 +129,12 @@ def test_the_metrics_key_opens_the_metrics_and_nothing_else(api_keys: tuple[str,
         assert httpx.get(f"{url}/metrics").status_code == 401
         models = httpx.get(f"{url}/v1/models", headers=bearer("for-prometheus"))
         assert models.status_code == (401 if api_keys else 200)
+
+
+def test_a_metrics_key_that_is_an_api_key_is_refused() -> None:
+    settings = ServerSettings.from_values(api_keys=KEYS, metrics_key=KEYS[1])
+    with pytest.raises(ConfigError, match="take another"):
+        create_app(FakeService(), settings)
 
 
 @pytest.mark.parametrize(
