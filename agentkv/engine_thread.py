@@ -91,9 +91,9 @@ class EngineThread:
 
     def _run_posted(self) -> bool:
         """Run what was posted; sleep while there is nothing to do. False when the thread is to end."""
-        if not self._engine.has_work:
-            self._engine.release_finished()
         while not self._posted.empty() or not self._engine.has_work:
+            if not self._engine.has_work:  # also where a call has just ended the last: an idle engine pins nothing
+                self._engine.release_finished()
             call = self._posted.get()
             if call is None:
                 return False
