@@ -17,7 +17,7 @@ from agentkv_engine.cache.prefix_index import PrefixIndex
 from agentkv_engine.cache.residents import Residents, ResidentTensors
 from agentkv_engine.cache.row_traces import TracedShape
 from agentkv_engine.config import BLOCK_SIZE, EngineConfig
-from agentkv_engine.errors import OutOfMemory, PipelineRefused, PromptTooLong, RequestRefused, RunnerLost, UnknownHandle
+from agentkv_engine.errors import OutOfMemory, PipelineRefused, RequestRefused, RunnerLost, UnknownHandle
 from agentkv_engine.memory_errors import is_out_of_memory, memory_needed, out_of_memory
 from agentkv_engine.model.checkpoint import empty_decoder, load_decoder
 from agentkv_engine.model.decoder import Decoder
@@ -25,10 +25,10 @@ from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.model.pooled import PooledStates
 from agentkv_engine.placement import check_device, dtype_of
 from agentkv_engine.request import FinishReason, Output, Request, ReuseMode, StepOutput
+from agentkv_engine.request_checks import check_request
 from agentkv_engine.reuse import Resident
 from agentkv_engine.runner.model_runner import ModelRunner
 from agentkv_engine.runner.runner import Pending, PoolPlan, RemoteModel, Runner
-from agentkv_engine.sampling.params import MOST_LOGPROBS, check_sampling
 from agentkv_engine.sampling.state import SamplingState
 from agentkv_engine.scheduler.admission import Admission
 from agentkv_engine.scheduler.budget import BudgetPolicy, FixedBudget
@@ -197,7 +197,15 @@ class Engine:
         Raises:
             RequestRefused: it can never run; the message says what to change.
         """
-        self._validate(request)
+        if self._scheduler.find(request.request_id) is not None:
+            raise RequestRefused(f"request id {request.request_id!r} is in use: give each request its own")
+        check_request(
+            request,
+            vocab_size=self.model_config.vocab_size,
+            context_length=self.context_length,
+            max_tokens=self.max_tokens,
+            residents=self._residents,
+        )
         sampling = SamplingState(
             request.sampling, request.token_ids, num_logprobs=request.num_logprobs, constraint=request.constraint
         )
@@ -391,65 +399,6 @@ class Engine:
         if seq is None:
             raise UnknownHandle(f"no request {request_id!r} is in the engine: it ended, was aborted, or never came")
         return seq
-
-    def _validate(self, request: Request) -> None:
-        num_tokens = len(request.token_ids)
-        if num_tokens == 0:
-            raise RequestRefused("the prompt is empty: give at least one token")
-        self._check_vocabulary(request.token_ids)
-        if num_tokens > self.context_length - 1:
-            raise PromptTooLong(num_tokens, self.context_length - 1, "the model's context", "shorten the messages")
-        if num_tokens > self.max_tokens - 1:
-            raise PromptTooLong(num_tokens, self.max_tokens - 1, "the KV memory", "raise --kv-memory or shorten it")
-        if self._scheduler.find(request.request_id) is not None:
-            raise RequestRefused(f"request id {request.request_id!r} is in use: give each request its own")
-        self._validate_output(request)
-        if request.mode is ReuseMode.SCREENED:
-            self._validate_spans(request)
-
-    def _check_vocabulary(self, token_ids: tuple[int, ...]) -> None:
-        size = self.model_config.vocab_size
-        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < size):
-            raise RequestRefused(f"token ids must lie in 0..{size - 1}, not {min(token_ids)}..{max(token_ids)}")
-
-    def _validate_output(self, request: Request) -> None:
-        emits = request.wants_distributions or request.prompt_logprobs is not None or request.constraint is not None
-        if request.output is Output.POOLED_STATES and (emits or request.forced_output is not None):
-            raise RequestRefused("pooled states come without tokens: ask for tokens in a request of their own")
-        check_sampling(request.sampling, self.model_config.vocab_size)
-        for name, value in (("num_logprobs", request.num_logprobs), ("prompt_logprobs", request.prompt_logprobs)):
-            if value is not None and not 0 <= value <= MOST_LOGPROBS:
-                raise RequestRefused(f"{name} is {value}: give 0..{MOST_LOGPROBS}, or None", param=name)
-        if request.constraint is not None and request.sampling.min_tokens:
-            raise RequestRefused("a constraint decides when the output may end: give no min_tokens", param="min_tokens")
-        forced = request.forced_output is not None
-        if forced and request.constraint is not None:
-            raise RequestRefused("a forced output is not sampled: give no constraint", param="constraint")
-        if forced and request.prompt_logprobs is not None:
-            raise RequestRefused(
-                "prompt_logprobs and a forced output exclude each other: put the output into the prompt",
-                param="prompt_logprobs",
-            )
-        if request.forced_output is not None:
-            self._check_vocabulary(request.forced_output)
-            room = self.max_tokens - len(request.token_ids)
-            if not 1 <= len(request.forced_output) <= room:
-                raise RequestRefused(f"the forced output has {len(request.forced_output)} tokens: give 1..{room}")
-
-    def _validate_spans(self, request: Request) -> None:
-        end = 0
-        for span in request.spans:
-            if not end <= span.start < span.end <= len(request.token_ids) or span.resident_start < 0:
-                raise RequestRefused(f"span {span.start}..{span.end} is empty, out of order, or outside the prompt")
-            end = span.end
-            if span.handle in self._residents:
-                here = request.token_ids[span.start : span.end]
-                if self._residents.tokens_of(span) != here:
-                    raise RequestRefused(
-                        f"span {span.start}..{span.end} and its resident {span.handle} differ in tokens"
-                    )
-        if request.spans and request.selector is None:
-            raise RequestRefused("spans need a selector that says what to repair: give `selector`")
 
 
 def _load(directory: Path, config: EngineConfig) -> Decoder | RemoteModel:
