@@ -99,6 +99,7 @@ def test_stages_that_can_not_be_made_are_refused_in_one_line(
     from agentkv.cli import main
 
     monkeypatch.setattr(sys, "argv", ["agentkv", "serve", "--model", str(small_model("qwen2")), *options])
+    capsys.readouterr()  # what making the model said
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2

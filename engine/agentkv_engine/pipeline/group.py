@@ -29,6 +29,8 @@ END_SECONDS = 5
 """How long stages may take to end when they are told to."""
 KILL_SECONDS = 10
 """How long a killed process may take to be gone: a driver may hold it."""
+SEEN_SECONDS = 0.5
+"""How long the end of a process may take to be seen, after its neighbours have noticed."""
 
 MakeSpec = Callable[[int, dict[str, Any]], StageSpec]
 """The spec of a stage, from its number and what this group adds: endpoints, secret, meeting."""
@@ -138,6 +140,19 @@ class Group:
                 return f"stage {stage} gave no sign of life for {quiet:.1f} s"
         return None
 
+    def killed_beside(self, stage: int) -> str | None:
+        """Which other stage was ended by a signal; waits a moment for it to be seen. (One that ended by itself may have
+        lost its neighbour.)"""
+        deadline = time.monotonic() + SEEN_SECONDS
+        others = [number for number in range(self._num_stages) if number != stage]
+        while True:
+            for number in others:
+                if (self._processes[number].poll() or 0) < 0:
+                    return self._end_of(number)
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(SEEN_SECONDS / 20)
+
     def kill(self) -> None:
         """End all processes at once; the sockets stay, for whoever is using them."""
         for process in self._processes:
@@ -177,11 +192,14 @@ class Group:
             raise RunnerLost(f"stage {stage} can't be reached: {error}") from None
 
     def _ended(self) -> str | None:
-        for stage, process in enumerate(self._processes):
-            if (status := process.poll()) is not None:
-                how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-                return f"stage {stage} {how}"
-        return None
+        ends = (self._end_of(stage) for stage in range(len(self._processes)))
+        return next((end for end in ends if end is not None), None)
+
+    def _end_of(self, stage: int) -> str | None:
+        if (status := self._processes[stage].poll()) is None:
+            return None
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        return f"stage {stage} {how}"
 
     def _bind(self, kind: int, keys: GroupKeys) -> zmq.Socket[bytes]:
         bound: zmq.Socket[bytes] = self._context.socket(kind)

@@ -5,7 +5,7 @@ import logging
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +103,7 @@ class PipelineRunner:
         traced = plan.traced
         self.tensors = RemoteKV(self, shape, dtype, traced, block_bytes)
         self.observer = RemoteObserver(self, shape, traced.layers if traced is not None else (), self._tell)
-        self._numbers = 0
+        self._numbers = self._last_step = 0
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._woken.setblocking(False)
@@ -129,11 +129,10 @@ class PipelineRunner:
         return group.pids if group is not None else ()
 
     def settled_times(self) -> list[StepTimes]:
-        """`times`, once every stage has told of every step: nothing may be under way."""
+        """`times`, once every stage has told of the last step: nothing may be under way."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < deadline:
-            counts = Counter(each.stage for each in self.times)
-            if len(counts) == len(self._layers) and len(set(counts.values())) == 1:
+            if sum(each.number == self._last_step for each in self.times) == len(self._layers):
                 break
             self._receive()
         return list(self.times)
@@ -143,7 +142,7 @@ class PipelineRunner:
         for item in schedule.scheduled:
             assert_writable(item.residence.own_P[item.rows.positions])
         updates, items, failed = self._told.step(schedule.scheduled)
-        number = self._next_number()
+        number = self._last_step = self._next_number()
         self.bytes_ordered = self._order(None, StepOrder(number, updates, items))
         self._step_watch.begin(number, schedule.num_rows, time.monotonic())
         return _UnderWay(self, number, schedule, failed)
@@ -287,7 +286,8 @@ class PipelineRunner:
             case StepTimes():
                 self.times.append(answer)
             case Failed(stage, reason):
-                self._lose(group, f"stage {stage} failed: {reason}")
+                _logger.error("stage %d failed: %s", stage, reason)  # in whole here only: it may name files
+                self._lose(group, f"stage {stage} failed: {reason.partition(':')[0]}", failed=stage)
             case StepResult():
                 self._step_watch.end(answer.number, answer.done)
                 self._arrived[answer.number] = answer
@@ -300,12 +300,20 @@ class PipelineRunner:
         self._arrived: dict[int, Any] = {}
         self._step_watch = StepWatch(self._config.grace)
 
-    def _lose(self, group: Group, reason: str) -> None:
-        """Give a group up, whichever thread has found out."""
+    def _lose(self, group: Group, reason: str, *, failed: int | None = None) -> None:
+        """Give a group up, whichever thread has found out.
+
+        Args:
+            group: that is lost.
+            reason: what was seen of it.
+            failed: the stage that told of it: one that was killed beside it is the cause, though seen later.
+        """
         with self._changed:
             if self._group is not group:
                 return
             self._group = None
+            if failed is not None:
+                reason = group.killed_beside(failed) or reason
             self._untold = RunnerLost(f"the pipeline was lost ({reason}) and is started again: ask again")
             self._dead.append(group)
             self._changed.notify_all()

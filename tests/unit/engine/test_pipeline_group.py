@@ -50,3 +50,15 @@ def test_closing_while_stages_start_is_not_a_timeout(monkeypatch) -> None:
         group.wait_until_ready(lambda: False)
     group.kill()
     group.close()
+
+
+def test_a_stage_that_lost_its_neighbour_is_not_to_blame(monkeypatch) -> None:
+    sleepers = Sleepers()
+    monkeypatch.setattr(group_module, "_spawn", sleepers.spawn)
+    monkeypatch.setattr(group_module, "SEEN_SECONDS", 0.2)
+    group = Group(2, lambda _stage, _shared: None)
+    assert group.killed_beside(0) is None
+    sleepers.started[1].kill()
+    assert group.killed_beside(0) == "stage 1 was ended by signal 9"
+    assert group.killed_beside(1) is None
+    group.stop()
