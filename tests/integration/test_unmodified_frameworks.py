@@ -190,6 +190,7 @@ def _asking(role: Any, question: str, mode: str) -> dict[str, Any]:
         "model": MODEL,
         "messages": [{"role": "system", "content": CANONICAL[role]}, *thread, {"role": "user", "content": question}],
         "max_tokens": 48,
+        "temperature": 0,
         "extra_body": {"agentkv": {"reuse": mode}, "cache_salt": f"sdk-{mode}"},
     }
 
