@@ -8,12 +8,13 @@ from itertools import count
 import numpy as np
 
 from agentkv.api import Embedding
+from agentkv.engine_failures import failure_of
 from agentkv.engine_thread import EngineThread
-from agentkv.errors import ContextTooLong, EngineRestarting, InvalidRequest, ServiceClosed
+from agentkv.errors import ContextTooLong, InvalidRequest, ServiceClosed
 from agentkv.owner import owner_of
 from agentkv.tokenization import ChatTokenizer
 from agentkv_engine.engine import Engine
-from agentkv_engine.errors import OutOfMemory, RequestRefused, RunnerLost
+from agentkv_engine.errors import RequestRefused
 from agentkv_engine.request import Output, Request, ReuseMode, StepOutput
 
 _IDS = "embedding-"
@@ -69,8 +70,8 @@ class Embedder:
         future = self._running.pop(output.request_id, None)
         if future is None or not future.set_running_or_notify_cancel():
             return True
-        if isinstance(output.error, (OutOfMemory, RunnerLost)):
-            future.set_exception(EngineRestarting(str(output.error)))
+        if output.error is not None:
+            future.set_exception(failure_of(output.error, param="input"))
             return True
         try:
             future.set_result(_embedding(output))
@@ -123,8 +124,8 @@ class Embedder:
 
 
 def _embedding(output: StepOutput) -> Embedding:
-    if output.pooled is None or output.sources is None:
-        raise InvalidRequest(str(output.error), param="input")
+    assert output.pooled is not None, "the request ended without its states"
+    assert output.sources is not None, "the request ended without its sources"
     vector = output.pooled.numpy().astype(np.float32)
     norm = float(np.linalg.norm(vector))
     return Embedding(vector=vector / norm if norm else vector, num_tokens=output.sources.prompt)

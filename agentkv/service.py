@@ -15,9 +15,10 @@ from agentkv.config import ServiceConfig
 from agentkv.coverage import Coverage
 from agentkv.embedded import model_name
 from agentkv.embedder import Embedder
+from agentkv.engine_failures import failure_of
 from agentkv.engine_requests import EngineRequests
 from agentkv.engine_thread import EngineThread
-from agentkv.errors import ConfigError, EngineRestarting, InvalidRequest, ModelError, ServiceClosed
+from agentkv.errors import ConfigError, InvalidRequest, ModelError, ServiceClosed
 from agentkv.grammar import GrammarCompiler
 from agentkv.hub import find_model
 from agentkv.keeper import Keeper
@@ -286,8 +287,7 @@ class Service:
 
     def _take(self, chat: RunningChat, output: StepOutput) -> None:
         if output.error is not None:
-            lost = isinstance(output.error, (OutOfMemory, RunnerLost))
-            self._end(chat, EngineRestarting(str(output.error)) if lost else InvalidRequest(str(output.error)))
+            self._end(chat, failure_of(output.error))
             return
         piece, ended = chat.take(output)
         if ended is None:  # the reader need not wait until the prompt is kept

@@ -20,7 +20,7 @@ class SharedStages:
     """
 
     def __init__(self, directory: Path, *, num_stages: int = 2, **options: float) -> None:
-        self.pipeline = PipelineConfig(num_stages=num_stages, **options)
+        self.pipeline = PipelineConfig(num_stages=num_stages, tell_times=True, **options)
         self._model = PipelineModel(directory, EngineConfig(pipeline=self.pipeline))
         self.config, self.dtype = self._model.config, self._model.dtype
         self._engine = Engine(self._model, self.engine_config(MOST_BLOCKS))

@@ -31,6 +31,7 @@ class PipelineConfig:
         layers: how many layers each stage has; empty is alike.
         silence: seconds without a sign of life after which a stage counts as lost.
         grace: seconds that a step may take beyond several times what steps of its size have taken.
+        tell_times: whether stages tell when they did what in each step, for benchmarks.
 
     Raises:
         ValueError: less than one stage, or times that are not above 0.
@@ -41,6 +42,7 @@ class PipelineConfig:
     layers: tuple[int, ...] = ()
     silence: float = 4.0
     grace: float = 5.0
+    tell_times: bool = False
 
     def __post_init__(self) -> None:
         if self.num_stages < 1 or min(self.silence, self.grace) <= 0:

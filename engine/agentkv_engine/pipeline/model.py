@@ -67,6 +67,7 @@ class PipelineModel:
                 secret=b"",
                 meeting="",
                 backend="gloo" if torch.device(device).type == "cpu" else "nccl",
+                tell_times=self._pipeline.tell_times,
             )
             for stage, (layers, device) in enumerate(zip(self._layers, self._devices, strict=True))
         ]

@@ -9,11 +9,7 @@ _INT = np.dtype("<i4")
 
 def pack_stretches(values_N: np.ndarray) -> bytes:
     """Integers as stretches (first, count) of consecutive ones."""
-    if len(values_N) == 0:
-        return b""
-    starts = np.flatnonzero(np.diff(values_N, prepend=values_N[0] - 2) != 1)
-    counts = np.diff(starts, append=len(values_N))
-    return np.stack([values_N[starts], counts], axis=1).astype(_INT).tobytes()
+    return _pack_runs(values_N, step=1)
 
 
 def unpack_stretches(data: bytes) -> np.ndarray:
@@ -25,11 +21,7 @@ def unpack_stretches(data: bytes) -> np.ndarray:
 
 def pack_repeats(values_N: np.ndarray) -> bytes:
     """Integers as repeats (value, count)."""
-    if len(values_N) == 0:
-        return b""
-    starts = np.flatnonzero(np.diff(values_N, prepend=values_N[0] - 1) != 0)
-    counts = np.diff(starts, append=len(values_N))
-    return np.stack([values_N[starts], counts], axis=1).astype(_INT).tobytes()
+    return _pack_runs(values_N, step=0)
 
 
 def unpack_repeats(data: bytes) -> np.ndarray:
@@ -58,3 +50,12 @@ def unpack_tensor(data: bytes, dtype: torch.dtype, *shape: int) -> Tensor:
     if not data:
         return torch.empty(tuple(max(size, 0) for size in shape), dtype=dtype)
     return torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
+
+
+def _pack_runs(values_N: np.ndarray, *, step: int) -> bytes:
+    """Integers as runs (first, count) in which each is `step` more than the one before."""
+    if len(values_N) == 0:
+        return b""
+    starts = np.flatnonzero(np.diff(values_N, prepend=values_N[0] - step - 1) != step)
+    counts = np.diff(starts, append=len(values_N))
+    return np.stack([values_N[starts], counts], axis=1).astype(_INT).tobytes()

@@ -74,7 +74,7 @@ class PipelineRunner:
         block_bytes: of a block, all layers.
 
     Attributes:
-        times: what the stages told of their last steps, for benchmarks.
+        times: what the stages told of their last steps, where they are to (`PipelineConfig.tell_times`).
         bytes_ordered: size of the last step's order.
 
     Raises:

@@ -21,6 +21,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
         secret: that both ends know.
         meeting: a file of this group's own, where stages find each other.
         backend: of torch.distributed.
+        tell_times: whether it tells of each step's times.
     """
 
     stage: int
@@ -40,3 +41,4 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
     secret: bytes
     meeting: str
     backend: Literal["gloo", "nccl"]
+    tell_times: bool

@@ -157,8 +157,9 @@ class Stage:
         elif self._is_last:
             nothing = [ItemResult(None, [], b"", b"") for _ in prepared.items]
             self._send(StepResult(prepared.number, nothing, time.monotonic()))
-        times = (prepared.ordered, prepared.built, arrived, time.monotonic())
-        self._send(StepTimes(prepared.number, self._spec.stage, *times))
+        if self._spec.tell_times:
+            times = (prepared.ordered, prepared.built, arrived, time.monotonic())
+            self._send(StepTimes(prepared.number, self._spec.stage, *times))
 
     def _finish(self, prepared: PreparedStep, x: Tensor, delta: Tensor | None) -> None:
         step = prepared.step

@@ -174,7 +174,7 @@ def _engine(settings: PipelineSettings, device: str) -> Iterator[Engine]:
         max_sequences=settings.max_sequences,
         device=device,
         dtype=dtype,
-        pipeline=PipelineConfig(num_stages=settings.stages) if settings.stages > 1 else None,
+        pipeline=PipelineConfig(num_stages=settings.stages, tell_times=True) if settings.stages > 1 else None,
     )
     if settings.stages > 1:
         model = PipelineModel(RandomWeights(config=shape), config)
