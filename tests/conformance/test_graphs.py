@@ -5,10 +5,12 @@ On CUDA graphs are captured. Elsewhere Triton's interpreter runs the kernels (se
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
+from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.model.operations import TorchOperations
@@ -230,3 +232,78 @@ def test_rows_of_one_small_depth_are_captured(decoder, monkeypatch: pytest.Monke
 
 def test_buckets() -> None:
     assert [graphs.bucket(n) for n in (1, 2, 3, 33, 64, 65, 650)] == [1, 2, 4, 64, 64, 128, 768]
+
+
+def test_two_stages_replay_what_one_forward_gives(small_model, decoder) -> None:
+    """A later stage begins with what the one before passes on; its padded rows write nowhere."""
+    whole, _ = engine_with(decoder, replayed=True)
+    seen = []
+    forward = whole._runner._forward
+    whole._runner._forward = Recorded(forward, seen)
+    sampling = SamplingParams(max_tokens=5)
+    requests = (Request(request_id=f"{n}", token_ids=prompt_of(9 + n, seed=n), sampling=sampling) for n in range(3))
+    run(whole, *requests)
+    stages = [stage_forward(small_model("qwen2"), layers, whole) for layers in (range(2), range(2, 3))]
+    for rows, expected in seen:
+        parts = [part_of(rows, slice(0, 2), is_last=False), part_of(rows, slice(2, 3), is_last=True)]
+        passed = stages[0].passed_on(stages[0].ready(parts[0]))[: rows.num_rows]
+        logits = stages[1](stages[1].ready(parts[1]), passed)
+        assert (logits - expected).abs().max() < 1e-3
+    assert all(stage.num_graphs for stage in stages)
+
+
+class Recorded:
+    """A forward that remembers steps and their logits."""
+
+    most_captured = 0
+
+    def __init__(self, forward, seen: list) -> None:
+        self._forward = forward
+        self._seen = seen
+
+    def prepare(self, rows) -> bool:
+        return False
+
+    def __call__(self, rows):
+        logits = self._forward(rows)
+        self._seen.append((rows, logits.clone()))
+        return logits
+
+
+def part_of(rows, layers: slice, *, is_last: bool):
+    """The same rows, for a stage of some of the layers."""
+    return replace(
+        rows,
+        writing=rows.writing[layers],
+        attending=rows.attending[layers],
+        list_of_layer=rows.list_of_layer[layers],
+        ends_early=rows.ends_early and is_last,
+    )
+
+
+def stage_forward(directory, layers: range, whole: Engine) -> GraphForward:
+    """A stage's forward over a pool of its own, as large as the whole model's."""
+    from agentkv_engine.model.checkpoint import load_decoder
+
+    part = load_decoder(directory, dtype=torch.float32, device=DEVICE, layers=layers)
+    shape = part.config
+    pool = KVPool(
+        num_layers=len(layers),
+        num_blocks=whole.memory().num_blocks,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        dtype=torch.float32,
+        device=DEVICE,
+    )
+    parts = {"pool": pool, "operations": TorchOperations()}
+    eager = EagerForward(part, backend=SdpaBackend(part.rope, DEVICE), **parts)
+    backend = TritonRows(
+        part.rope,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        dtype=torch.float32,
+        device=DEVICE,
+    )
+    capture = graphs.cuda_capture() if CUDA else called_again
+    return GraphForward(eager, part, backend=backend, memory=1 << 30, capture=capture, **parts)

@@ -45,10 +45,20 @@ class Decoder(nn.Module):
         """Of activations, keys and values."""
         return self.norm.weight.dtype
 
+    @property
+    def num_layers(self) -> int:
+        """Layers that are here: the model's, or a stage's."""
+        return len(self.layers)
+
+    @property
+    def begins(self) -> bool:
+        """Whether it begins with token ids; a later stage begins with what comes out of the one before."""
+        return hasattr(self, "embedding")
+
     @torch.inference_mode()
-    def forward(self, step: Step) -> Tensor:
-        """Run a step's rows; returns float32 logits [len(step.logits_rows), vocabulary]."""
-        x, delta = self.hidden(step)
+    def forward(self, step: Step, before: Tensor | None = None) -> Tensor:
+        """Run a step's rows (`before`: see `hidden`); returns float32 logits [len(step.logits_rows), vocabulary]."""
+        x, delta = self.hidden(step, before)
         for pooled in step.pooled:
             pooled.into.add(self.last_states(x, delta, pooled.rows, step.operations))
         return self.logits(x, delta, None if step.ends_early else step.logits_rows, step.operations)

@@ -102,12 +102,29 @@ class Item(Message, frozen=True):
     mask: bytes | None
 
 
+class Decodes(Message, frozen=True):
+    """Rows of sequences that go on, most of a step where many are served: the row of the token that came last, of full
+    depth, from which the next is sampled. What the sequence holds is what its last row was told to. All are int32, one
+    for each sequence.
+
+    Attributes:
+        places: in the step; items take the other places.
+    """
+
+    places: bytes
+    sequences: bytes
+    positions: bytes
+    slots: bytes
+    tokens: bytes
+
+
 class StepOrder(Message, frozen=True):
     """Run a step."""
 
     number: int
     updates: list[Update]
     items: list[Item]
+    decodes: Decodes
 
 
 class Tell(Message, frozen=True):

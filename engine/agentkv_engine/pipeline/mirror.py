@@ -17,7 +17,7 @@ from agentkv_engine.cache.key_table import NO_SLOT, Keys, KeyTable
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.model.pooled import PooledStates
-from agentkv_engine.pipeline.messages import Admit, BeginProbe, Drop, EndProbe, Enter, Forget, Item, Update
+from agentkv_engine.pipeline.messages import Admit, BeginProbe, Drop, EndProbe, Enter, Forget, Item, StepOrder, Update
 from agentkv_engine.pipeline.packing import unpack_ids, unpack_repeats, unpack_stretches
 from agentkv_engine.request import Request
 from agentkv_engine.reuse import Probe, ReuseView
@@ -56,6 +56,7 @@ class Mirror:
         self, layers: range, levels: Levels, *, query_shape: tuple[int, int], dtype: torch.dtype, device: str
     ) -> None:
         self._layers = layers
+        self._full_depth = levels.num_layers - layers.start
         self._levels = levels.of_stage(layers)
         self._query_shape = query_shape
         self._dtype = dtype
@@ -85,9 +86,32 @@ class Mirror:
         """What a sequence holds."""
         return self._residences[number]
 
-    def scheduled(self, items: Ordered[Item]) -> list[ScheduledSeq]:
+    def scheduled(self, order: StepOrder) -> list[ScheduledSeq]:
         """A step's rows that reach this stage; items keep their places, some may be without rows."""
-        return [self._scheduled(item) for item in items]
+        decodes, told = order.decodes, iter(order.items)
+        columns = (decodes.sequences, decodes.positions, decodes.slots, decodes.tokens)
+        rows = zip(*map(unpack_ids, columns), strict=True)
+        found = {place: self._decoding(*row) for place, row in zip(unpack_ids(decodes.places), rows, strict=True)}
+        everyone = range(len(found) + len(order.items))
+        return [found[place] if place in found else self._scheduled(next(told)) for place in everyone]
+
+    def _decoding(self, sequence: int, position: int, slot: int, token: int) -> ScheduledSeq:
+        seq = self._sequences[sequence]
+        residence = seq.held
+        seq.token_ids.append(token)
+        if position >= len(residence.own_P):
+            residence.own_slots(np.array([position]))  # makes room
+        residence.own_P[position] = slot
+        residence.table.write_one(position, slot)
+        return ScheduledSeq(
+            sequence=seq,
+            rows=Rows.one(position, self._full_depth),
+            num_logits=1,
+            samples=True,
+            residence=residence,
+            num_computed=0,
+            is_last=False,
+        )
 
     def _scheduled(self, item: Item) -> ScheduledSeq:
         seq, residence = self._sequences[item.sequence], self._residences[item.residence]

@@ -61,6 +61,7 @@ class PipelineModel:
                 dtype=str(self.dtype).removeprefix("torch."),
                 context_length=config.context_length,
                 quantization=config.quantization,
+                graph_memory=config.graph_memory,
                 orders="",
                 answers="",
                 beats="",

@@ -30,8 +30,8 @@ def unpack_repeats(data: bytes) -> np.ndarray:
     return np.repeat(values, counts)
 
 
-def pack_ids(token_ids: list[int] | tuple[int, ...]) -> bytes:
-    """Token ids."""
+def pack_ids(token_ids: list[int] | tuple[int, ...] | np.ndarray) -> bytes:
+    """Token ids, or other integers one by one."""
     return np.asarray(token_ids, dtype=_INT).tobytes()
 
 

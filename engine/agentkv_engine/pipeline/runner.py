@@ -139,13 +139,14 @@ class PipelineRunner:
 
     def submit(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> _UnderWay:
         """See `Runner.submit`: the order is on its way to all stages."""
-        for item in schedule.scheduled:
-            assert_writable(item.residence.own_P[item.rows.positions])
-        updates, items, failed = self._told.step(schedule.scheduled)
+        if schedule.scheduled:
+            written = [item.residence.own_P[item.rows.positions] for item in schedule.scheduled]
+            assert_writable(np.concatenate(written))
+        told = self._told.step(schedule.scheduled)
         number = self._last_step = self._next_number()
-        self.bytes_ordered = self._order(None, StepOrder(number, updates, items))
+        self.bytes_ordered = self._order(None, StepOrder(number, told.updates, told.items, told.decodes))
         self._step_watch.begin(number, schedule.num_rows, time.monotonic())
-        return _UnderWay(self, number, schedule, failed)
+        return _UnderWay(self, number, schedule, told.failed)
 
     def arrives(self, step: _UnderWay) -> bool:
         """Wait for a step's result, or until `interrupt`. Raises RunnerLost."""
@@ -296,7 +297,7 @@ class PipelineRunner:
 
     def _forget(self) -> None:
         """Nothing has been told to the stages, and nothing is awaited of them."""
-        self._told = Told(self._shape.vocab_size)
+        self._told = Told(self._shape.vocab_size, self._shape.num_layers)
         self._arrived: dict[int, Any] = {}
         self._step_watch = StepWatch(self._config.grace)
 

@@ -17,6 +17,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
         layers: first and behind the last.
         levels, traced: of the whole model.
         num_blocks: of every stage's pool.
+        graph_memory: bytes that captured CUDA graphs may take at each stage.
         orders, answers, beats: endpoints of the driver's sockets.
         secret: that both ends know.
         meeting: a file of this group's own, where stages find each other.
@@ -35,6 +36,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     context_length: int | None
     quantization: Literal["int8"] | None
+    graph_memory: int
     orders: str
     answers: str
     beats: str

@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.operations import choose_operations
 from agentkv_engine.model.random_weights import RandomWeights, random_decoder
 from agentkv_engine.model.step import Step
+from agentkv_engine.pipeline.device_work import choose_device_work
 from agentkv_engine.pipeline.messages import (
     Answer,
     ItemResult,
@@ -34,14 +36,15 @@ from agentkv_engine.pipeline.messages import (
 )
 from agentkv_engine.pipeline.mirror import Mirror
 from agentkv_engine.pipeline.packing import pack_tensor, unpack_stretches, unpack_tensor
+from agentkv_engine.pipeline.sender import Later
 from agentkv_engine.pipeline.spec import StageSpec
 from agentkv_engine.reuse import Reread
-from agentkv_engine.runner.forward import EagerForward
-from agentkv_engine.runner.inputs import InputBuilder
+from agentkv_engine.runner.forward import choose_forward
+from agentkv_engine.runner.inputs import InputBuilder, StepInput
 from agentkv_engine.runner.model_runner import results
 from agentkv_engine.runner.observer import LiveObservation, Observer
 from agentkv_engine.sampling.result import Sampled
-from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput
+from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput, SeqResult
 
 MOST_SENDS = 8
 """Activations that may be on their way to the next stage before this one waits for the first."""
@@ -53,13 +56,13 @@ class PreparedStep:
 
     Attributes:
         items: of all sequences, in the order's order.
-        step: None where no row reaches this stage.
+        rows: those that reach this stage; None where none does.
         num_arriving, num_leaving: rows that come from the stage before, and that go to the next one.
     """
 
     number: int
     items: list[ScheduledSeq]
-    step: Step | None
+    rows: StepInput | Step | None
     num_arriving: int
     num_leaving: int
     ordered: float
@@ -72,10 +75,10 @@ class Stage:
 
     Args:
         spec: which layers, where.
-        send: takes answers for the driver.
+        send: takes answers for the driver; those that wait for the device are made by a thread of its own.
     """
 
-    def __init__(self, spec: StageSpec, send: Callable[[Answer], None]) -> None:
+    def __init__(self, spec: StageSpec, send: Callable[[Answer | Later], None]) -> None:
         self._spec = spec
         self._send = send
         layers, dtype = range(*spec.layers), getattr(torch, spec.dtype)
@@ -95,8 +98,14 @@ class Stage:
             traced=traced,
         )
         backend = choose_backend(shape, self._decoder.rope, dtype, spec.device)
-        operations = choose_operations(shape, spec.device)
-        self._forward = EagerForward(self._decoder, pool=self._pool, backend=backend, operations=operations)
+        self._forward = choose_forward(
+            self._decoder,
+            pool=self._pool,
+            backend=backend,
+            operations=choose_operations(shape, spec.device),
+            graph_memory=spec.graph_memory,
+        )
+        self._work = choose_device_work(spec.device)
         reads_last = not self._is_last or (traced is not None and len(layers) - 1 in traced.layers)
         self._inputs = InputBuilder(levels.of_stage(layers), most_deepened=0, reads_last_layer=reads_last)
         self._observer = Observer(
@@ -115,16 +124,16 @@ class Stage:
             self._mirror.take(order.updates)
         if not isinstance(order, StepOrder):
             return order
-        items = self._mirror.scheduled(order.items)
-        step, num_arriving, num_leaving = None, sum(len(item.rows) for item in items), 0
+        items = self._mirror.scheduled(order)
+        ready, num_arriving, num_leaving = None, sum(len(item.rows) for item in items), 0
         if num_arriving:
             rows = self._inputs.build(SchedulerOutput(scheduled=tuple(items)), lambda _slots: None)
             num_leaving = rows.attending[-1]
-            step = self._forward.step(rows)
+            ready = self._forward.ready(rows)
         return PreparedStep(
             number=order.number,
             items=items,
-            step=step,
+            rows=ready,
             num_arriving=0 if self._is_first else num_arriving,
             num_leaving=0 if self._is_last else num_leaving,
             ordered=ordered,
@@ -146,35 +155,40 @@ class Stage:
 
     def _step(self, prepared: PreparedStep) -> None:
         x = self._receive(prepared.num_arriving) if prepared.num_arriving else None
-        arrived = time.monotonic()
-        if prepared.step is not None:
-            x, delta = self._decoder.hidden(prepared.step, x)
-            if self._is_last:
-                self._finish(prepared, x, delta)
-            elif prepared.num_leaving:
-                leaving = x if delta is None else x + delta
+        arrived = self._work.mark()
+        if prepared.rows is not None and self._is_last:
+            self._finish(prepared, self._forward(prepared.rows, x))
+        elif prepared.rows is not None:
+            leaving = self._forward.passed_on(prepared.rows, x)
+            if prepared.num_leaving:
                 self._pass_on(leaving[: prepared.num_leaving])
         elif self._is_last:
             nothing = [ItemResult(None, [], b"", b"") for _ in prepared.items]
             self._send(StepResult(prepared.number, nothing, time.monotonic()))
         if self._spec.tell_times:
-            times = (prepared.ordered, prepared.built, arrived, time.monotonic())
-            self._send(StepTimes(prepared.number, self._spec.stage, *times))
+            self._send(partial(self._times, prepared, arrived, self._work.mark()))
 
-    def _finish(self, prepared: PreparedStep, x: Tensor, delta: Tensor | None) -> None:
-        step = prepared.step
-        assert step is not None
-        for pooled in step.pooled:
-            pooled.into.add(self._decoder.last_states(x, delta, pooled.rows, step.operations))
-        logits = self._decoder.logits(x, delta, None if step.ends_early else step.logits_rows, step.operations)
-        computed = results(prepared.items, logits)
-        told = [self._result(item, one) for item, one in zip(prepared.items, computed, strict=True)]
-        self._send(StepResult(prepared.number, told, time.monotonic()))
+    def _times(self, prepared: PreparedStep, arrived: Any, done: Any) -> StepTimes:
+        reached = (self._work.time_of(arrived), self._work.time_of(done))
+        return StepTimes(prepared.number, self._spec.stage, prepared.ordered, prepared.built, *reached)
+
+    def _finish(self, prepared: PreparedStep, logits: Tensor) -> None:
+        """Let tokens be sampled and sent while the next step is launched: nobody needs them here before the driver has
+        them."""
+        states = [item.sequence.states for item in prepared.items]
+        totals = [None if each is None else each.take_sum() for each in states]
+        self._send(partial(self._told, prepared, logits, totals, self._work.mark()))
+
+    def _told(
+        self, prepared: PreparedStep, logits: Tensor, totals: Sequence[Tensor | None], computed: Any
+    ) -> StepResult:
+        with self._work.behind(computed):
+            found = results(prepared.items, logits)
+            told = [self._result(*each) for each in zip(prepared.items, found, totals, strict=True)]
+        return StepResult(prepared.number, told, time.monotonic())
 
     @staticmethod
-    def _result(item: ScheduledSeq, computed: Any) -> ItemResult:
-        states = item.sequence.states
-        total = None if states is None else states.take_sum()
+    def _result(item: ScheduledSeq, computed: SeqResult, total: Tensor | None) -> ItemResult:
         assert computed.sampled is None or isinstance(computed.sampled, Sampled), "the driver asks constraints"
         return ItemResult(
             sampled=computed.sampled,
@@ -184,6 +198,8 @@ class Stage:
         )
 
     def _receive(self, num_rows: int) -> Tensor:
+        """What the stage before passes on. A GPU's host does not wait. The device receives between two steps: a receive
+        beside one would hold processors that the step needs for as long as the other stage computes."""
         x = torch.empty(num_rows, self._hidden_size, dtype=self._decoder.dtype, device=self._spec.device)
         work = dist.irecv(x.view(torch.uint8), src=self._spec.stage - 1)
         assert work is not None

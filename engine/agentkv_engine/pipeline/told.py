@@ -14,7 +14,7 @@ import torch
 
 from agentkv_engine.cache.key_table import NO_SLOT
 from agentkv_engine.errors import ConstraintFailed
-from agentkv_engine.pipeline.messages import Admit, BeginProbe, Drop, EndProbe, Enter, Forget, Item, Update
+from agentkv_engine.pipeline.messages import Admit, BeginProbe, Decodes, Drop, EndProbe, Enter, Forget, Item, Update
 from agentkv_engine.pipeline.packing import pack_ids, pack_repeats, pack_stretches
 from agentkv_engine.request import Output
 from agentkv_engine.sampling.sampler import fill_bitmask
@@ -38,45 +38,53 @@ class _ToldSequence:
     residence: _ToldResidence | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ToldStep:
+    """What to tell of a step: changes, rows, and the constraints that failed, by place in the step."""
+
+    updates: list[Update]
+    items: list[Item]
+    decodes: Decodes
+    failed: dict[int, ConstraintFailed]
+
+
 class Told:
     """State of the conversation with one group of stages.
 
     Args:
         vocab_size: the model's, for masks.
+        num_layers: the model's.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, num_layers: int) -> None:
         self._vocab_size = vocab_size
+        self._num_layers = num_layers
         self._numbers = count()
         self._sequences: dict[Sequence, _ToldSequence] = {}
         self._looked_at: dict[int, _ToldResidence] = {}
 
-    def step(self, scheduled: tuple[ScheduledSeq, ...]) -> tuple[list[Update], list[Item], dict[int, ConstraintFailed]]:
-        """What to tell before a step, its rows, and the constraints that failed, by place in the step."""
+    def step(self, scheduled: tuple[ScheduledSeq, ...]) -> ToldStep:
+        """What to tell before a step and of its rows."""
         updates = list(self._ended())
         items: list[Item] = []
+        decodes: list[tuple[int, int, int, int, int]] = []
         failed: dict[int, ConstraintFailed] = {}
         for place, entry in enumerate(scheduled):
-            seq = entry.sequence
-            if seq not in self._sequences:
-                updates.append(self._enter(seq))
-            told = self._sequences[seq]
-            if told.residence is None:
-                told.residence = self._looked_at.pop(id(entry.residence), None)
-            if told.residence is None:
-                told.residence, admitted = self._admit(entry.residence)
-                updates.append(admitted)
-            updates += self._probes(told.residence)
-            mask = None
-            if entry.samples and seq.sampling.constraint is not None:
-                words = torch.zeros(1, -(-self._vocab_size // 32), dtype=torch.int32)
-                if (failure := fill_bitmask(seq.sampling, words, 0)) is not None:
-                    failed[place] = failure
-                mask = words.numpy().tobytes()
+            known = self._sequences.get(entry.sequence)
+            if known is not None and self._goes_on(entry, known):
+                decodes.append((place, *self._decode(entry, known)))
+                continue
+            updates += self._introduced(entry)
+            told = self._sequences[entry.sequence]
+            assert told.residence is not None, "it was introduced"
+            mask, failure = self._mask(entry)
+            if failure is not None:
+                failed[place] = failure
             items.append(self._item(entry, told, told.residence, mask))
         updates += [Drop(told.number) for told in self._looked_at.values()]
         self._looked_at.clear()
-        return updates, items, failed
+        columns = np.asarray(decodes, dtype=np.int64).reshape(-1, 5).T
+        return ToldStep(updates, items, Decodes(*(pack_ids(column) for column in columns)), failed)
 
     def look(self, residence: Residence) -> tuple[int, list[Update]]:
         """The number of what a sequence holds, and what to tell before it is looked at."""
@@ -88,6 +96,53 @@ class Told:
             self._looked_at[id(residence)] = told
             updates.append(admitted)
         return told.number, [*updates, *self._probes(told)]
+
+    def _goes_on(self, entry: ScheduledSeq, told: _ToldSequence) -> bool:
+        """Whether it is one of `Decodes`."""
+        residence, seq, rows = told.residence, entry.sequence, entry.rows
+        return (
+            residence is not None
+            and residence.residence is entry.residence
+            and not residence.is_probed
+            and entry.residence.probe is None
+            and entry.samples
+            and len(rows) == entry.num_logits == 1
+            and entry.num_scored == 0
+            and seq.sampling.constraint is None
+            and told.num_tokens == rows.positions[0] == len(seq.token_ids) - 1
+            and rows.depths[0] == self._num_layers
+        )
+
+    @staticmethod
+    def _decode(entry: ScheduledSeq, told: _ToldSequence) -> tuple[int, int, int, int]:
+        """Sequence, position, slot and token of a row of `Decodes`."""
+        position = told.num_tokens
+        slot = int(entry.residence.own_P[position])
+        assert slot != NO_SLOT, "a row has nowhere to write"
+        told.num_tokens += 1
+        return told.number, position, slot, entry.sequence.token_ids[position]
+
+    def _introduced(self, entry: ScheduledSeq) -> Iterator[Update]:
+        """What stages have to know of a sequence before its rows come."""
+        seq = entry.sequence
+        if seq not in self._sequences:
+            yield self._enter(seq)
+        told = self._sequences[seq]
+        if told.residence is None:
+            told.residence = self._looked_at.pop(id(entry.residence), None)
+        if told.residence is None:
+            told.residence, admitted = self._admit(entry.residence)
+            yield admitted
+        yield from self._probes(told.residence)
+
+    def _mask(self, entry: ScheduledSeq) -> tuple[bytes | None, ConstraintFailed | None]:
+        """Which tokens may come, where a constraint says so, and its failure."""
+        sampling = entry.sequence.sampling
+        if not entry.samples or sampling.constraint is None:
+            return None, None
+        words = torch.zeros(1, -(-self._vocab_size // 32), dtype=torch.int32)
+        failure = fill_bitmask(sampling, words, 0)
+        return words.numpy().tobytes(), failure
 
     def _ended(self) -> Iterator[Update]:
         """What was told of and is no more: residences of sequences that were preempted, and sequences."""

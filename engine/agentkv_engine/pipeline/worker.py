@@ -1,7 +1,7 @@
 """The process of one stage: `python -m agentkv_engine.pipeline.worker`, with its spec on stdin.
 
-Three threads: one receives orders and builds their inputs, the main one computes, one gives signs of life. The process
-ends with its driver: stdin is then at its end. SIGTERM, which systemd sends to all processes of a service, is for the
+Four threads: one receives orders and builds their inputs, the main one computes, one sends answers (and samples, on the
+last stage), one gives signs of life. The process ends with its driver: stdin is then at its end. SIGTERM, which systemd sends to all processes of a service, is for the
 driver alone, which still needs its stages to finish what runs.
 """
 
@@ -19,7 +19,8 @@ import torch.distributed as dist
 import zmq
 
 from agentkv_engine.pipeline.keys import GroupKeys
-from agentkv_engine.pipeline.messages import Answer, Failed, Ready, Stop, decode_order, encode
+from agentkv_engine.pipeline.messages import Failed, Ready, Stop, decode_order
+from agentkv_engine.pipeline.sender import Sender
 from agentkv_engine.pipeline.spec import StageSpec
 from agentkv_engine.pipeline.stage import Stage
 
@@ -44,31 +45,36 @@ def main() -> None:
     context, keys, ending = zmq.Context(), GroupKeys.of(spec.secret), threading.Event()
     threading.Thread(target=_beat, args=(context, keys, spec, ending), daemon=True).start()
     answers = _connect(context, zmq.PUSH, keys, spec.answers)
+    prepared: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    sender = Sender(answers, spec.device, prepared.put)
     try:
-        _serve(spec, context, keys, answers)
+        _serve(spec, context, keys, sender, prepared)
     except Exception as error:
-        answers.send(encode(Failed(spec.stage, f"{type(error).__name__}: {error}")))
+        sender.send(Failed(spec.stage, f"{type(error).__name__}: {error}"))
         raise
     finally:
         ending.set()
+        sender.close()
         answers.close()
         context.term()  # waits for the other threads, whose calls now end and who close their own sockets
 
 
-def _serve(spec: StageSpec, context: zmq.Context[Any], keys: GroupKeys, answers: zmq.Socket[bytes]) -> None:
-    def send(answer: Answer) -> None:
-        answers.send(encode(answer))
-
+def _serve(
+    spec: StageSpec,
+    context: zmq.Context[Any],
+    keys: GroupKeys,
+    sender: Sender,
+    prepared: "queue.SimpleQueue[Any]",
+) -> None:
     _use(spec)
-    stage = Stage(spec, send)
+    stage = Stage(spec, sender.send)
     _meet(spec)
-    prepared: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(spec, context, keys, stage, prepared), daemon=True).start()
     while not isinstance(work := prepared.get(), Stop):
         if isinstance(work, Exception):
             raise work
         if isinstance(work, Ready):
-            send(work)
+            sender.send(work)
         else:
             stage.run(work)
     dist.destroy_process_group()

@@ -30,8 +30,21 @@ class Forward(Protocol):
         """Get ready for a step whose token ids are put into `rows` later; False where it can't."""
         ...
 
-    def __call__(self, rows: StepInput) -> Tensor:
-        """Float32 logits [len(rows.logits_rows), vocabulary]."""
+    def ready(self, rows: StepInput) -> StepInput | Step:
+        """What can be done for a step while others run; may be called by a thread of its own."""
+        ...
+
+    def __call__(self, rows: StepInput | Step, before: Tensor | None = None) -> Tensor:
+        """Float32 logits [len(rows.logits_rows), vocabulary].
+
+        Args:
+            rows: of the step, or what `ready` made of them.
+            before: what comes out of the stage before, where the layers are a later stage's.
+        """
+        ...
+
+    def passed_on(self, rows: StepInput | Step, before: Tensor | None = None) -> Tensor:
+        """The residual stream behind the last layer, instead of logits: what the next stage begins with. Its own."""
         ...
 
 
@@ -71,16 +84,24 @@ class EagerForward:
         self._operations = operations
 
     @torch.inference_mode()
-    def __call__(self, rows: StepInput) -> Tensor:
+    def __call__(self, rows: StepInput | Step, before: Tensor | None = None) -> Tensor:
         """See `Forward`."""
-        return self._decoder(self.step(rows))
+        return self._decoder(self.ready(rows), before)
+
+    @torch.inference_mode()
+    def passed_on(self, rows: StepInput | Step, before: Tensor | None = None) -> Tensor:
+        """See `Forward.passed_on`."""
+        x, delta = self._decoder.hidden(self.ready(rows), before)
+        return x if delta is None else x + delta
 
     def prepare(self, rows: StepInput) -> bool:  # noqa: ARG002
         """See `Forward.prepare`."""
         return False
 
-    def step(self, rows: StepInput) -> Step:
-        """The step on the device."""
+    def ready(self, rows: StepInput | Step) -> Step:
+        """See `Forward.ready`: the step on the device."""
+        if isinstance(rows, Step):
+            return rows
         probes = [array for probe in rows.probes for array in (probe.rows, probe.into)]
         pooled = [array for array, _ in rows.pooled]
         arrays = [rows.token_ids_N, rows.slots_N, rows.positions_N, rows.offsets_N, rows.logits_rows, *probes, *pooled]

@@ -91,20 +91,20 @@ class GraphForward:
         self._prepared: tuple[StepInput, _Graph] | None = None
 
     @torch.inference_mode()
-    def __call__(self, rows: StepInput) -> Tensor:
+    def __call__(self, rows: StepInput | Step, before: Tensor | None = None) -> Tensor:
         """See `Forward`."""
-        prepared, self._prepared = self._prepared, None
-        if prepared is not None and prepared[0] is rows:
-            graph = prepared[1]
-            graph.fill_tokens(rows)
-        else:
-            graph = self._graph(rows)
-            if graph is None or not graph.fill(rows):
-                return self._eager(rows)
-        # A replay can't wait for KV on its way layer by layer, but saves more time than that would.
-        self._pool.transfers.wait_for_all()
-        graph.replay(rows)
-        return graph.logits(len(rows.logits_rows))
+        graph = self._replayed(rows, before)
+        return self._eager(rows, before) if graph is None else graph.logits()
+
+    @torch.inference_mode()
+    def passed_on(self, rows: StepInput | Step, before: Tensor | None = None) -> Tensor:
+        """See `Forward.passed_on`."""
+        graph = self._replayed(rows, before)
+        return self._eager.passed_on(rows, before) if graph is None else graph.passed_on()
+
+    def ready(self, rows: StepInput) -> StepInput | Step:
+        """See `Forward.ready`: a graph's buffers may be in use still."""
+        return rows if self._may_replay(rows) else self._eager.ready(rows)
 
     @torch.inference_mode()
     def prepare(self, rows: StepInput) -> bool:
@@ -124,7 +124,24 @@ class GraphForward:
         """Graphs that are held."""
         return len(self._graphs)
 
-    def _graph(self, rows: StepInput) -> "_Graph | None":
+    def _replayed(self, rows: StepInput | Step, before: Tensor | None) -> "_Graph | None":
+        """The graph that has run a step; None where there is none, and nothing was done."""
+        prepared, self._prepared = self._prepared, None
+        if isinstance(rows, Step):
+            return None
+        if prepared is not None and prepared[0] is rows:
+            graph = prepared[1]
+            graph.fill_tokens(rows)
+        else:
+            graph = self._graph(rows, before)
+            if graph is None or not graph.fill(rows):
+                return None
+        # A replay can't wait for KV on its way layer by layer, but saves more time than that would.
+        self._pool.transfers.wait_for_all()
+        graph.replay(rows, before)
+        return graph
+
+    def _graph(self, rows: StepInput, before: Tensor | None) -> "_Graph | None":
         if not self._may_replay(rows):
             return None
         size = self._size(rows)
@@ -136,7 +153,7 @@ class GraphForward:
             if len(self._seen) > 16 * MOST_GRAPHS:
                 self._seen.popitem(last=False)
             return None
-        return self._capture(size, rows)
+        return self._capture(size, rows, before)
 
     def _may_replay(self, rows: StepInput) -> bool:
         return rows.num_rows <= MOST_ROWS and rows.are_of_one_depth and not rows.pooled
@@ -152,7 +169,7 @@ class GraphForward:
             records=bool(rows.probes),
         )
 
-    def _capture(self, size: GraphSize, rows: StepInput) -> "_Graph | None":
+    def _capture(self, size: GraphSize, rows: StepInput, before: Tensor | None) -> "_Graph | None":
         """Capture a graph for a size; None, and no other try, where memory lacks or the size can't be reserved."""
         if self._used >= self._memory:
             return None
@@ -164,6 +181,7 @@ class GraphForward:
             graph = _Graph(self._decoder, size, [p for p in reserved if p], self._pool, self._backend, self._operations)
             if not graph.fill(rows):
                 return None
+            graph.take(before)
             graph.capture(self._capture_with)
         except torch.cuda.OutOfMemoryError:
             self._memory = 0
@@ -195,12 +213,16 @@ class _Graph:
         self._recorded: tuple[RecordedRows, ...] = ()
         if size.records:
             config, all_rows = decoder.config, torch.arange(size.num_rows, device=pool.device)
-            shape = (config.num_layers, size.num_rows, config.num_heads, config.head_dim)
+            shape = (decoder.num_layers, size.num_rows, config.num_heads, config.head_dim)
             queries = torch.empty(shape, dtype=pool.dtype, device=pool.device)
             indices = range(size.num_rows)
             self._recorded = (RecordedRows(indices=indices, rows=all_rows, into=all_rows, queries_LRHD=queries),)
+        self._before: Tensor | None = None
+        if not decoder.begins:
+            self._before = torch.zeros(size.num_rows, decoder.config.hidden_size, dtype=pool.dtype, device=pool.device)
         self._pool = pool
         self._operations = operations
+        self._num_logits = 0
         self._ends_early = size.num_last is not None
         self._hidden: Hidden | None = None
         self._replay: Callable[[], None] | None = None
@@ -228,21 +250,35 @@ class _Graph:
 
     def capture(self, capture: Capture) -> None:
         """What the buffers hold is run for real; running it again writes the same."""
-        self._hidden, self._replay = capture(lambda: self._decoder.hidden(self._step()))
+        self._hidden, self._replay = capture(lambda: self._decoder.hidden(self._step(), self._before))
 
-    def replay(self, rows: StepInput) -> None:
+    def take(self, before: Tensor | None) -> None:
+        """Put in what comes out of the stage before."""
+        if before is not None:
+            assert self._before is not None
+            self._before[: len(before)].copy_(before)
+
+    def replay(self, rows: StepInput, before: Tensor | None) -> None:
         """Run the step, and hand recorded queries over to their probes."""
         assert self._replay is not None, "capture comes first"
+        self.take(before)
         self._replay()
+        self._num_logits = len(rows.logits_rows)
         for probe in rows.probes:
             at, into = upload(np.concatenate([probe.rows, probe.into]), self._pool.device).chunk(2)
             depth = len(probe.queries_LRHD)
             probe.queries_LRHD[:, into] = self._recorded[0].queries_LRHD[:depth, at]
 
-    def logits(self, count: int) -> Tensor:
-        """Logits of the first `count` rows that want some."""
+    def passed_on(self) -> Tensor:
+        """What comes out of the last layer, padded rows included; the next replay leaves it alone."""
         assert self._hidden is not None, "capture comes first"
         x, delta = self._hidden
+        return x.clone() if delta is None else x + delta
+
+    def logits(self) -> Tensor:
+        """Logits of the rows that want some."""
+        assert self._hidden is not None, "capture comes first"
+        (x, delta), count = self._hidden, self._num_logits
         rows = self._rows_5N[4, :count]
         if self._ends_early:
             return self._decoder.logits(x[:count], None if delta is None else delta[:count], None, self._operations)
@@ -251,7 +287,7 @@ class _Graph:
     def _step(self) -> Step:
         rope, rows = self._decoder.rope, self._rows_5N
         prepared = [self._backend.with_turns(reserved) for reserved in self._reserved]
-        num_rows, depth, num_layers = self._size.num_rows, self._size.depth, self._decoder.config.num_layers
+        num_rows, depth, num_layers = self._size.num_rows, self._size.depth, self._decoder.num_layers
         return Step(
             token_ids_N=rows[0],
             places=RowPlaces(slots_N=rows[1], rotation_N=rope.at_positions(rows[2]), home_N=rope.by_offsets(rows[3])),
@@ -272,7 +308,7 @@ def _reserved_bytes() -> int:
 
 
 def cuda_capture() -> Capture:
-    """Captures CUDA graphs that share one memory pool: they are never run at once."""
+    """Captures CUDA graphs that share one memory pool: they are never run at once. Other threads may use the device."""
     shared = torch.cuda.graph_pool_handle()
 
     def capture(run: Callable[[], Hidden]) -> tuple[Hidden, Callable[[], None]]:
@@ -282,7 +318,7 @@ def cuda_capture() -> Capture:
             run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=shared):
+        with torch.cuda.graph(graph, pool=shared, capture_error_mode="thread_local"):
             hidden = run()
         return hidden, graph.replay
 

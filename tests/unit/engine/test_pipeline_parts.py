@@ -12,7 +12,7 @@ from agentkv_engine.config import EngineConfig, PipelineConfig
 from agentkv_engine.errors import CheckpointError, PipelineRefused
 from agentkv_engine.model.checkpoint import load_decoder
 from agentkv_engine.pipeline.keys import GroupKeys
-from agentkv_engine.pipeline.messages import StepOrder, decode_order, encode
+from agentkv_engine.pipeline.messages import Decodes, StepOrder, decode_order, encode
 from agentkv_engine.pipeline.model import PipelineModel
 from agentkv_engine.pipeline.packing import (
     pack_repeats,
@@ -98,7 +98,7 @@ def test_only_who_knows_the_secret_is_heard() -> None:
 
 
 def test_messages_are_typed() -> None:
-    order = StepOrder(3, [], [])
+    order = StepOrder(3, [], [], Decodes(b"", b"", b"", b"", b""))
     assert decode_order(encode(order)) == order
     with pytest.raises(ValueError, match="Expected"):
         decode_order(b"\x92\xa9StepOrder\xa1x")
