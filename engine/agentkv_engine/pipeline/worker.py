@@ -1,8 +1,8 @@
 """The process of one stage: `python -m agentkv_engine.pipeline.worker`, with its spec on stdin.
 
 Four threads: one receives orders and builds their inputs, the main one computes, one sends answers (and samples, on the
-last stage), one gives signs of life. The process ends with its driver: stdin is then at its end. SIGTERM, which systemd sends to all processes of a service, is for the
-driver alone, which still needs its stages to finish what runs.
+last stage), one gives signs of life. The process ends with its driver: stdin is then at its end. SIGTERM, which systemd
+sends to all processes of a service, is for the driver alone, which still needs its stages to finish what runs.
 """
 
 import contextlib
