@@ -173,7 +173,7 @@ class GraphForward:
         """Capture a graph for a size; None, and no other try, where memory lacks or the size can't be reserved."""
         if self._used >= self._memory:
             return None
-        before = _reserved_bytes()
+        reserved_before = _reserved_bytes()
         try:
             reserved = [self._backend.reserve(size.num_rows, room) for room in size.rooms]
             if any(prepared is None for prepared in reserved):
@@ -186,7 +186,7 @@ class GraphForward:
         except torch.cuda.OutOfMemoryError:
             self._memory = 0
             return None
-        self._used += _reserved_bytes() - before
+        self._used += _reserved_bytes() - reserved_before
         self._graphs[size] = graph
         if len(self._graphs) > MOST_GRAPHS:
             self._graphs.popitem(last=False)
