@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from agentkv.tokenization.token_bytes import TokenBytes
+from agentkv.tokenization.words import Words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class PieceCache:
     def __init__(self, tokenizer: Tokenizer, token_bytes: TokenBytes, *, max_tokens: int = 1 << 20) -> None:
         self._tokenizer = tokenizer
         self._token_bytes = token_bytes
+        self._words = Words.of(tokenizer)
         self._max_tokens = max_tokens
         self._num_tokens = 0
         self._pieces: OrderedDict[tuple[str, str], Piece] = OrderedDict()
@@ -61,11 +63,23 @@ class PieceCache:
                     self._pieces.move_to_end((tenant, text))
                     found[text] = piece
         if missing:
-            encodings = self._tokenizer.encode_batch(missing, add_special_tokens=False)
-            new = {text: self.piece(text, encoding) for text, encoding in zip(missing, encodings, strict=True)}
+            new = self._from_words(missing, tenant)
+            left = [text for text in missing if text not in new]
+            encodings = self._tokenizer.encode_batch(left, add_special_tokens=False) if left else ()
+            new |= {text: self.piece(text, encoding) for text, encoding in zip(left, encodings, strict=True)}
             self._add(new, tenant)
             found.update(new)
         return found
+
+    def _from_words(self, texts: Sequence[str], tenant: str) -> dict[str, Piece]:
+        """Pieces of those texts that need not go to the tokenizer as a whole."""
+        new: dict[str, Piece] = {}
+        for text in texts if self._words is not None else ():
+            ids = self._words.encode(text, tenant)
+            offsets = None if ids is None else self._token_bytes.offsets(ids, text)
+            if offsets is not None:
+                new[text] = Piece(token_ids=np.asarray(ids, np.int32), starts=offsets[0], ends=offsets[1])
+        return new
 
     def piece(self, text: str, encoding: Encoding) -> Piece:
         """The piece of an encoding, with offsets that follow from the tokens' bytes where these are the text's."""

@@ -6,7 +6,7 @@ shows half a character (an incremental UTF-8 decoder holds it back), and a token
 
 import codecs
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,18 @@ def byte_level_alphabet() -> dict[str, int]:
     return alphabet
 
 
+class _Looked(dict[int, bytes]):
+    """Remembers what `look_up` says of a token."""
+
+    def __init__(self, look_up: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._look_up = look_up
+
+    def __missing__(self, token_id: int) -> bytes:
+        self[token_id] = found = self._look_up(token_id)
+        return found
+
+
 class TokenBytes:
     """Bytes of every token of a tokenizer, looked up as they are needed.
 
@@ -39,17 +51,13 @@ class TokenBytes:
         self._added = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
         self._special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._byte_level = "ByteLevel" in repr(tokenizer.decoder)
-        self._bytes: dict[int, bytes] = {}
+        self._bytes = _Looked(self._look_up)
         self.strips_first_space = not self._byte_level and not tokenizer.decode(self._ids(" a")).startswith(" ")
         self._check()
 
     def __getitem__(self, token_id: int) -> bytes:
         """Bytes of a token; those of a special token are its text. A padding id without a token has none."""
-        try:
-            return self._bytes[token_id]
-        except KeyError:
-            self._bytes[token_id] = found = self._look_up(token_id)
-            return found
+        return self._bytes[token_id]
 
     def is_special(self, token_id: int) -> bool:
         """Whether decoding leaves the token out."""
@@ -64,12 +72,15 @@ class TokenBytes:
 
         A token that holds a part of a character covers the whole of it, as in `tokenizers.Encoding.offsets`.
         """
-        pieces = [self[i] for i in token_ids]
+        pieces = list(map(self._bytes.__getitem__, token_ids))
         encoded = text.encode()
         if b"".join(pieces) != encoded:
             return None
-        ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if pieces else ends
+        edges = np.zeros(len(pieces) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=edges[1:])
+        starts, ends = edges[:-1], edges[1:]
+        if len(encoded) == len(text):  # a byte a character
+            return starts.astype(np.int32), ends.astype(np.int32)
         leads = (np.frombuffer(encoded, np.uint8) & 0xC0) != 0x80
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(leads)])  # characters begun before each byte
         whole = np.append(leads, True)
