@@ -13,7 +13,7 @@ from agentkv.segment.aligner import Run, Tokens, align
 from agentkv.segment.context import Change, Comparison, Context, Trail
 from agentkv.segment.segment import Segment
 from agentkv.segment.shelf import Kept, Shelf
-from agentkv.segment.text_index import TextMatch
+from agentkv.segment.text_index import TextMatch, Units
 from agentkv.segment.unread import with_unread
 from agentkv.tokenization import GeneratedText, Prompt, PromptMessage
 from agentkv_engine.reuse import PlacedSpan, Resident
@@ -192,7 +192,8 @@ class Recognizer:
         tokens = Tokens(token_ids=ids, starts=message.starts, ends=message.ends)
         whole = self._shelf.index.find(tenant, message.text)
         if whole is None:
-            groups: Iterable[list[TextMatch]] = self._shelf.index.find_parts(tenant, message.text)
+            units = Units(starts=message.starts, ends=message.ends, least=self._min_tokens)
+            groups: Iterable[list[TextMatch]] = self._shelf.index.find_parts(tenant, message.text, units)
         else:
             groups = [[TextMatch(text_id=whole, start=0, end=len(message.text), text_start=0)]]
         for rivals in groups:

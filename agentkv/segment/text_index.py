@@ -3,16 +3,18 @@
 Tenants have an index each; nothing is found across. Not thread-safe: its owner holds a lock.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
-from agentkv.segment.winnow import anchors
-
-MAX_POSTINGS = 8
-_PLACE_BITS = 32
-_PLACE_MASK = (1 << _PLACE_BITS) - 1
+from agentkv.segment.grams import Grams
+from agentkv.segment.postings import Postings
+from agentkv.segment.winnow import GRAM, anchor_places, anchors, gram_hashes
 
 
 def text_digest(text: str) -> int:
@@ -35,36 +37,41 @@ class TextMatch:
         return self.end - self.start
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Units:
+    """What a stretch of a text must hold to be of use: so many whole units, of which each has its characters.
+
+    Attributes:
+        starts, ends: [T], characters [starts[t], ends[t]) of unit t, never decreasing.
+        least: so many of them.
+    """
+
+    starts: NDArray[np.int32]
+    ends: NDArray[np.int32]
+    least: int
+
+    def are_in(self, start: int, end: int) -> bool:
+        """Whether characters [start, end) hold enough."""
+        first, last = np.searchsorted(self.starts, start), np.searchsorted(self.ends, end, side="right")
+        return int(last - first) >= self.least
+
+    def far_ends(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Two places for each of these: a stretch through a place that holds enough begins before the first (or at it),
+        or ends behind the second (or at it). -1 where it can't."""
+        before = np.searchsorted(self.starts, places)
+        ahead = (self.least + 1) // 2
+        first, last = before - (self.least - ahead + 1), before + ahead - 1
+        begins = np.where(first >= 0, self.starts[np.maximum(first, 0)], -1)
+        ends = np.where(last < len(self.ends), self.ends[np.minimum(last, len(self.ends) - 1)], -1)
+        return begins, ends
+
+
 class _TenantIndex:
-    """One tenant's texts; a posting is (text id << 32 | place), so that it costs one integer."""
+    """One tenant's texts."""
 
     def __init__(self) -> None:
         self.by_digest: dict[int, list[int]] = {}
-        self.postings: dict[int, list[int] | int] = {}
-
-    def post(self, anchor: int, posting: int) -> None:
-        """Add a posting. A full list loses its oldest: texts leave in about the order in which they came."""
-        found = self.postings.get(anchor)
-        if found is None:
-            self.postings[anchor] = posting
-        elif isinstance(found, int):
-            self.postings[anchor] = [found, posting]
-        else:
-            found.append(posting)
-            del found[:-MAX_POSTINGS]
-
-    def unpost(self, anchor: int, text_id: int) -> None:
-        """Remove a text's postings under an anchor."""
-        kept = [posting for posting in self.at(anchor) if posting >> _PLACE_BITS != text_id]
-        if kept:
-            self.postings[anchor] = kept if len(kept) > 1 else kept[0]
-        else:
-            self.postings.pop(anchor, None)
-
-    def at(self, anchor: int) -> Sequence[int]:
-        """Postings under an anchor, the newest last."""
-        found = self.postings.get(anchor, ())
-        return (found,) if isinstance(found, int) else found
+        self.postings = Postings()
 
 
 class TextIndex:
@@ -73,7 +80,8 @@ class TextIndex:
     def __init__(self) -> None:
         self._tenants: dict[str, _TenantIndex] = {}
         self._texts: dict[int, str] = {}
-        self._last_id = 0
+        self._grams = Grams()
+        self._free_ids: list[int] = []
 
     def __len__(self) -> int:
         """Number of texts."""
@@ -84,17 +92,18 @@ class TextIndex:
         return self._texts[text_id]
 
     def add(self, tenant: str, text: str) -> int:
-        """Index a text and give its id; the id it has where it is there already."""
+        """Index a text and give its id; the id it has where it is there already. Ids of removed texts come again."""
         known = self.find(tenant, text)
         if known is not None:
             return known
-        self._last_id = text_id = self._last_id + 1
+        text_id = self._free_ids.pop() if self._free_ids else len(self._texts)
         index = self._tenants.setdefault(tenant, _TenantIndex())
         self._texts[text_id] = text
         index.by_digest.setdefault(text_digest(text), []).append(text_id)
-        places, hashes = anchors(text)
-        for place, anchor in zip(places.tolist(), hashes.tolist(), strict=True):
-            index.post(anchor, text_id << _PLACE_BITS | place)
+        grams = gram_hashes(text)
+        self._grams.put(text_id, grams)
+        places = anchor_places(grams)
+        index.postings.add(text_id, places, grams[places])
         return text_id
 
     def remove(self, tenant: str, text_id: int) -> None:
@@ -104,8 +113,9 @@ class TextIndex:
         index.by_digest[digest].remove(text_id)
         if not index.by_digest[digest]:
             del index.by_digest[digest]
-        for anchor in anchors(text)[1].tolist():
-            index.unpost(anchor, text_id)
+        index.postings.remove(text_id, anchors(text)[1])
+        self._grams.drop(text_id)
+        self._free_ids.append(text_id)
         if not index.by_digest:
             del self._tenants[tenant]
 
@@ -116,31 +126,59 @@ class TextIndex:
             return None
         return next((i for i in index.by_digest.get(text_digest(text), ()) if self._texts[i] == text), None)
 
-    def find_parts(self, tenant: str, text: str) -> Iterator[list[TextMatch]]:
+    def find_parts(self, tenant: str, text: str, units: Units | None = None) -> Iterator[list[TextMatch]]:
         """Stretches of `text` that occur in kept texts, from left to right.
 
         Each item holds the rival matches at one place, the longest first; stretches of different items are disjoint.
         A place is settled by the first anchor that hits: where a text repeats itself, a later repetition may be taken.
         Time grows with the length of `text` (times the postings' cap), not with the number of kept texts.
+
+        Args:
+            tenant: whose texts.
+            text: what is asked.
+            units: leave out stretches that hold too little; None gives all.
         """
         index = self._tenants.get(tenant)
         if index is None:
             return
+        grams = gram_hashes(text)
+        places = anchor_places(grams)
+        which, text_ids, text_places = index.postings.find(grams[places])
+        pairs = places[which], text_ids, text_places
+        if units is not None:
+            pairs = self._promising(grams, units, *pairs)
         done = 0
-        places, hashes = anchors(text)
-        for place, anchor in zip(places.tolist(), hashes.tolist(), strict=True):
+        for place, postings in groupby(zip(*(each.tolist() for each in pairs), strict=True), itemgetter(0)):
             if place < done:
                 continue
             rivals: dict[int, TextMatch] = {}
-            for posting in reversed(index.at(anchor)):
-                match = self._extend(text, place, posting >> _PLACE_BITS, posting & _PLACE_MASK, done)
-                known = rivals.get(match.text_id)
-                if match.length and (known is None or known.length < match.length):
-                    rivals[match.text_id] = match
+            for _, text_id, text_place in postings:
+                match = self._extend(text, place, text_id, text_place, done)
+                known = rivals.get(text_id)
+                enough = match.length if units is None else units.are_in(match.start, match.end)
+                if enough and (known is None or known.length < match.length):
+                    rivals[text_id] = match
             if rivals:
                 matches = sorted(rivals.values(), key=lambda match: -match.length)
                 done = max(match.end for match in matches)
                 yield matches
+
+    def _promising(
+        self,
+        grams: NDArray[np.uint64],
+        units: Units,
+        places: NDArray[np.int64],
+        text_ids: NDArray[np.int64],
+        text_places: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The pairs of places whose stretch may hold enough: the texts agree at one of its far ends, too."""
+        begins, ends = units.far_ends(places)
+        promising = np.zeros(len(places), bool)
+        for far in (begins, np.where(ends < 0, -1, np.maximum(ends - GRAM, places))):
+            there = np.flatnonzero(far >= 0)
+            moved = text_places[there] + far[there] - places[there]
+            promising[there] |= self._grams.equal(text_ids[there], moved, grams[far[there]])
+        return places[promising], text_ids[promising], text_places[promising]
 
     def _extend(self, text: str, place: int, text_id: int, text_place: int, floor: int) -> TextMatch:
         """The longest match through a pair of places, beginning at `floor` or later; empty where the hash lied."""

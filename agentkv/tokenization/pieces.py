@@ -74,7 +74,9 @@ class PieceCache:
     def _from_words(self, texts: Sequence[str], tenant: str) -> dict[str, Piece]:
         """Pieces of those texts that need not go to the tokenizer as a whole."""
         new: dict[str, Piece] = {}
-        for text in texts if self._words is not None else ():
+        if self._words is None:
+            return new
+        for text in texts:
             ids = self._words.encode(text, tenant)
             offsets = None if ids is None else self._token_bytes.offsets(ids, text)
             if offsets is not None:

@@ -1,13 +1,16 @@
 """Anchors and the text index: what is shared is found, what is found is true."""
 
+import random
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentkv.segment.text_index import MAX_POSTINGS, TextIndex
+from agentkv.segment.postings import MAX_POSTINGS
+from agentkv.segment.text_index import TextIndex, Units
 from agentkv.segment.winnow import GRAM, GUARANTEE, anchors
 
 SHARED = st.text(alphabet="abcdefghij 中文字符🙂", min_size=GUARANTEE, max_size=60)
@@ -143,3 +146,52 @@ def test_repetition_stays_linear(unit):
     check(index, broken)
     assert parts(index, text)
     assert time.process_time() - begin < 10  # well under a second; quadratic would take hours
+
+
+def units_of(text, lot, least):
+    """Units as tokens are: none longer than a word, some of which share a character."""
+    edges = sorted({0, len(text), *(place for place in range(len(text)) if lot.random() < 0.3)})
+    pairs = [pair for pair in pairwise(edges) for _ in range(1 + (lot.random() < 0.1))]
+    starts, ends = (np.asarray(each, np.int32).reshape(-1) for each in zip(*pairs, strict=True))
+    return Units(starts=starts, ends=ends, least=least)
+
+
+def all_parts(index, text, units):
+    """What `find_parts` says: all pairs are looked at, one by one."""
+    places, hashes = anchors(text)
+    done = 0
+    for place, anchor in zip(places.tolist(), hashes.tolist(), strict=True):
+        if place < done:
+            continue
+        rivals = {}
+        for _, text_id, at in zip(*index._tenants["t"].postings.find(np.asarray([anchor], np.uint64)), strict=True):
+            match = index._extend(text, place, int(text_id), int(at), done)
+            longer = text_id not in rivals or rivals[text_id].length < match.length
+            if longer and units.are_in(match.start, match.end):
+                rivals[int(text_id)] = match
+        if rivals:
+            yield sorted(rivals.values(), key=lambda match: -match.length)
+            done = max(match.end for match in rivals.values())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_is_left_out_holds_too_little(seed):
+    lot = random.Random(seed)
+    words = ["".join(lot.choices("abc 中🙂", k=lot.randint(1, 9))) for _ in range(lot.choice([5, 30]))]
+    kept = [" ".join(lot.choices(words, k=lot.randint(5, 60))) for _ in range(12)]
+    index = TextIndex()
+    for text in kept:
+        index.add("t", text)
+    quoted = [text[lot.randrange(len(text)) :][: lot.randint(10, 200)] for text in lot.choices(kept, k=4)]
+    text = "? ".join([*lot.choices(words, k=10), *quoted])
+    for least in (1, 2, 5, 16):
+        units = units_of(text, lot, least)
+        found = list(index.find_parts("t", text, units))
+        assert found == list(all_parts(index, text, units))
+        assert all(units.are_in(match.start, match.end) for matches in found for match in matches)
+    # Short stretches that are left out no longer stand in the way of longer ones.
+    covered = np.zeros(len(text), bool)
+    for matches in found:
+        covered[min(m.start for m in matches) : max(m.end for m in matches)] = True
+    for matches in index.find_parts("t", text):
+        assert all(covered[m.start : m.end].all() for m in matches if units.are_in(m.start, m.end))
