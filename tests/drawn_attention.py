@@ -43,7 +43,7 @@ class DrawnAttention:
         """See `Observation.traced_layers`."""
         return tuple(range(len(self.attention_LPP))) if self.stored else ()
 
-    def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
+    def reading(self, layer: int, rereads: Sequence[Reread], chosen: torch.Tensor | None = None) -> Reading:
         """See `Observation.reading`: here, changes are attention paid to earlier rows, and to what is left out."""
         assert self.stored, "nothing is traced"
         since, without = [], []
@@ -52,7 +52,8 @@ class DrawnAttention:
                 paid_P = self.attention_LPP[layer, position]
                 since.append(paid_P.sum() - paid_P[position])
                 without.append(sum((paid_P[start:end].sum() for start, end in reread.left_out), torch.tensor(0.0)))
-        return Reading(since_then_R=torch.stack(since), by_left_out_R=torch.stack(without))
+        rows = slice(None) if chosen is None else chosen
+        return Reading(since_then_R=torch.stack(since)[rows], by_left_out_R=torch.stack(without)[rows])
 
     def value_deviation(self, layer: int, positions: Sequence[int]) -> torch.Tensor:
         """See `Observation.value_deviation`: here, what a row pays to itself."""

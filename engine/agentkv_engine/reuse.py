@@ -182,12 +182,14 @@ class Observation(Protocol):
         """
         ...
 
-    def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
+    def reading(self, layer: int, rereads: Sequence[Reread], chosen: torch.Tensor | None = None) -> Reading:
         """What reused rows read now in a traced layer, asked by the queries they left.
 
         Args:
             layer: one of `traced_layers`.
             rereads: rows in groups, with the keys whose part is wanted; R counts all their rows, in this order.
+            chosen: indices of rows, ascending and counted through all groups: only these are wanted, and R counts them.
+                A choice that was made on the device stays there. None: all.
         """
         ...
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.row_traces import SKETCH, Traces
 from agentkv_engine.model.model_config import RopeConfig
-from agentkv_engine.model.operations import RowPlaces, TorchOperations
-from agentkv_engine.model.rope import RotaryEmbedding
+from agentkv_engine.model.operations import RowPlaces, TorchOperations, TurnedRows
+from agentkv_engine.model.rope import RotaryEmbedding, rotate
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -96,3 +97,40 @@ def test_no_rows_launch_nothing() -> None:
     none = torch.empty(0, 64, device=DEVICE)
     assert [len(x) for x in operations.add_norm(none, none, torch.ones(64, device=DEVICE), 1e-5)] == [0, 0]
     assert operations.swiglu(none).shape == (0, 32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "head_dim"), [(4, 64), (14, 16), (2, 128)])
+@pytest.mark.parametrize("home", [True, False], ids=["runs", "fresh"])
+def test_queries_are_kept_and_found_again(dtype: torch.dtype, heads: int, head_dim: int, home: bool) -> None:
+    rope = RotaryEmbedding(RopeConfig(rope_type="default", theta=1e4, parameters={}), head_dim).to(DEVICE)
+    offsets = torch.tensor([0, 300, -7, 0, 100_000], device=DEVICE)
+    places = RowPlaces(
+        slots_N=torch.tensor([9, 63, 0, 17, 30], device=DEVICE),
+        rotation_N=rope.at_positions(torch.tensor([0, 700, 3, 41, 5000], device=DEVICE)),
+        home_N=rope.by_offsets(offsets) if home else None,
+    )
+    q = normal(5, heads, head_dim, seed=6, dtype=dtype)
+    rows = TurnedRows(
+        slots_R=torch.tensor([63, 0, 9], device=DEVICE),
+        runs_R=torch.tensor([0, 0, 1], device=DEVICE),
+        turns_U=rope.by_offsets(torch.tensor([12, -40_000], device=DEVICE)),
+    )
+    found, values = [], []
+    for operations in (TritonOperations(), TorchOperations()):
+        kept = Traces(
+            torch.zeros(NUM_SLOTS, heads, head_dim, dtype=torch.int8, device=DEVICE),
+            torch.zeros(NUM_SLOTS, heads, dtype=torch.float16, device=DEVICE),
+            torch.zeros(NUM_SLOTS, device=DEVICE),
+            torch.zeros(NUM_SLOTS, SKETCH, dtype=torch.bfloat16, device=DEVICE),
+        )
+        operations.keep_queries(q, places, kept)
+        found.append(operations.kept_queries(kept, rows, dtype))
+        values.append(kept.values_SHD.int())
+        assert not values[-1][[1, 10, 31]].any()
+    assert (values[0] - values[1]).abs().max() <= 1  # a rotation rounds a hair's breadth apart
+    largest = float(q.float().abs().max())
+    assert (found[0].float() - found[1].float()).abs().max() < 2 * largest / 127
+    if not home:  # what was kept is what is found, turned: within half a step of 8 bits
+        turned = rotate(q[[1, 2, 0]], tuple(part[rows.runs_R] for part in rows.turns_U))
+        assert (found[0].float() - turned.float()).abs().max() < 1.5 * largest / 127

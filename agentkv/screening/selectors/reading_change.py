@@ -5,8 +5,7 @@ Shapes: R candidate rows.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -89,26 +88,13 @@ def changes(view: ReuseView, observation: Observation, candidates: Sequence[int]
         return change_R
     ranking = change_R.argsort(descending=True, stable=True)
     again = ranking[: math.ceil(LOOK_AGAIN * len(candidates))].sort().values
-    rereads = _only(rereads, again.cpu().numpy())
     for layer in others:
-        change_R.index_add_(0, again, _change(observation, layer, rereads))
+        change_R.index_add_(0, again, _change(observation, layer, rereads, again))
     return change_R
 
 
-def _only(rereads: Sequence[Reread], chosen: np.ndarray) -> list[Reread]:
-    """Those of the rows, counted through all groups, that are chosen; ascending."""
-    first_rows = accumulate([len(each.positions) for each in rereads], initial=0)
-    groups = np.split(chosen, np.searchsorted(chosen, list(first_rows)[1:-1]))
-    positions = np.asarray([position for each in rereads for position in each.positions])
-    return [
-        replace(each, positions=tuple(positions[rows].tolist()))
-        for each, rows in zip(rereads, groups, strict=True)
-        if len(rows)
-    ]
-
-
-def _change(observation: Observation, layer: int, rereads: Sequence[Reread]) -> Tensor:
-    reading = observation.reading(layer, rereads)
+def _change(observation: Observation, layer: int, rereads: Sequence[Reread], chosen: Tensor | None = None) -> Tensor:
+    reading = observation.reading(layer, rereads, chosen)
     return reading.since_then_R + reading.by_left_out_R
 
 
@@ -121,9 +107,17 @@ def unread_messages(view: ReuseView) -> list[Reread]:
 
 def spread(change_R: Tensor, candidates: Sequence[int]) -> Tensor:
     """Each row's change, or that of a row shortly before it, faded, whichever is greater."""
-    positions = torch.from_numpy(np.asarray(candidates)).to(change_R.device)
+    reach_R = torch.from_numpy(_reach(np.asarray(candidates))).to(change_R.device)
     spread_R = change_R.clone()
     for step in range(1, min(REACH, len(candidates) - 1) + 1):
-        follows = positions[step:] - positions[:-step] == step
-        spread_R[step:] = torch.maximum(spread_R[step:], torch.where(follows, change_R[:-step] * FADE**step, 0))
+        faded = torch.where(reach_R[step:] >= step, change_R[:-step] * FADE**step, 0)
+        torch.maximum(spread_R[step:], faded, out=spread_R[step:])
     return spread_R
+
+
+def _reach(positions_R: np.ndarray) -> np.ndarray:
+    """How many rows stand directly before each, uint8 and at most `REACH`: a few bytes, which the device gets while it
+    works."""
+    number_R = np.arange(len(positions_R))
+    begins_R = np.diff(positions_R, prepend=positions_R[:1] - 2) != 1
+    return np.minimum(number_R - np.maximum.accumulate(number_R * begins_R), REACH).astype(np.uint8)

@@ -116,4 +116,4 @@ class _Remembered:
 def _key(argument: Any) -> object:
     if isinstance(argument, Tensor):
         return tuple(argument.shape), argument.cpu().numpy().tobytes()
-    return argument if isinstance(argument, int) else tuple(argument)
+    return argument if argument is None or isinstance(argument, int) else tuple(argument)

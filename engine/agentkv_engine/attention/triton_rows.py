@@ -3,7 +3,7 @@
 Sequences of few rows (decodes) and of many get tiles of their own, so a step has at most two launches. Few rows read
 keys where they lie, at home + offset, and are turned instead, once a run:
 <R(p) q, R(home + offset) k> = <R(-offset) R(p) q, R(home) k>. For many rows a layer's keys are gathered and turned
-once into scratch: that costs a pass over them and spares every tile the runs.
+once into scratch, where any is to be turned: that costs a pass over them and spares every tile the runs.
 
 Where a sequence's rows are all of its positions and its keys have no offset (a fresh prefill in one chunk), torch's own
 attention is faster and is used.
@@ -32,7 +32,10 @@ FEWEST_DENSE = 128
 MOST_GATHERED = 1 << 17
 """Keys of a launch that are gathered at once; above, they are read where they lie."""
 
-GATHER_BLOCK = 32
+GATHER_BLOCK, GATHER_PROGRAMS = 32, 256
+RUN_KEYS = 16
+"""Fewest keys of a run, on average, for which a captured step reserves room."""
+
 LOG2_E = 1.4426950408889634
 
 
@@ -214,7 +217,7 @@ class TritonRows:
     ) -> Launch:
         items = tiles + self._most_items(gathered=gathered)
         capacity = Capacity(
-            items=items, rows=num_rows, runs=16 * num_rows + 64, split_rows=num_rows, parts=items, keys=keys
+            items=items, rows=num_rows, runs=keys // RUN_KEYS + 64, split_rows=num_rows, parts=items, keys=keys
         )
         flat = torch.zeros(layout(capacity)["key_runs"].stop, dtype=torch.int32, device=self._device)
         return self._described(shape, capacity, flat, gathered=gathered, turned=room.turned)
@@ -247,9 +250,23 @@ class TritonRows:
         items, rows, key_ends = launch.part("items"), launch.part("rows"), launch.part("key_ends")
         grid = (launch.capacity.items, kv_heads)
         if launch.gathered:
-            k, v = self._gather(launch, keys, values)
+            k = self._gather(launch, keys) if launch.turned else keys
             triton_kernels.attend_gathered[grid](  # pyright: ignore[reportIndexIssue]
-                q_AHD, out_AHD, parts, part_weights, k, v, items, rows, key_ends, k.shape[1], scale, **sizes, **tiles
+                q_AHD,
+                out_AHD,
+                parts,
+                part_weights,
+                k,
+                values,
+                items,
+                rows,
+                key_ends,
+                launch.part("key_slots"),
+                k.shape[1],
+                scale,
+                **sizes,
+                **tiles,
+                GATHERED=launch.turned,
             )
         else:
             triton_kernels.attend_rows[grid](  # pyright: ignore[reportIndexIssue]
@@ -275,16 +292,15 @@ class TritonRows:
                 out_AHD, parts, part_weights, launch.part("split_rows"), **sizes, TILE_ROWS=launch.tile_rows
             )
 
-    def _gather(self, launch: Launch, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V [kv heads, keys, D], K turned to where the reader sees them."""
+    def _gather(self, launch: Launch, keys: Tensor) -> Tensor:
+        """K [kv heads, keys, D], turned to where the reader sees them."""
         _, kv_heads, head_dim = self._heads
         length = -(-launch.capacity.keys // 64) * 64
-        k, v = torch.empty(2, kv_heads, length, head_dim, dtype=keys.dtype, device=keys.device)
-        triton_kernels.gather_keys[(-(-launch.capacity.keys // GATHER_BLOCK), kv_heads)](  # pyright: ignore[reportIndexIssue]
+        k = torch.empty(kv_heads, length, head_dim, dtype=keys.dtype, device=keys.device)
+        programs = min(-(-launch.capacity.keys // GATHER_BLOCK), GATHER_PROGRAMS)
+        triton_kernels.gather_keys[(programs, kv_heads)](  # pyright: ignore[reportIndexIssue]
             keys,
-            values,
             k,
-            v,
             launch.part("num_keys"),
             launch.part("key_slots"),
             launch.part("key_runs"),
@@ -293,15 +309,17 @@ class TritonRows:
             KV_HEADS=kv_heads,
             HEAD_DIM=head_dim,
             BLOCK_N=GATHER_BLOCK,
-            TURN=launch.turned,
             num_warps=4,
         )
-        return k, v
+        return k
 
 
 def _rounded_up(num_keys: int) -> int:
-    """0, or a power of two of at least 4096."""
-    return 0 if num_keys == 0 else max(4096, 1 << (num_keys - 1).bit_length())
+    """0, or 8192 times a power of four."""
+    room = 8192 if num_keys else 0
+    while room < num_keys:
+        room *= 4
+    return room
 
 
 def _is_dense(sequence: SequenceRows) -> bool:

@@ -103,13 +103,9 @@ class RowTraces:
         projection_EZ = torch.randn(shape.hidden_size, SKETCH, generator=generator) / SKETCH**0.5
         self.projection_EZ = projection_EZ.to(device)
 
-    def write_reading(self, layer: int, slots_A: Tensor, q_AHD: Tensor, output_AE: Tensor) -> None:
-        """Keep what these rows asked in one layer, and what attention gave them."""
-        q_AHD, kept = q_AHD.float(), self._kept[layer]
-        scale_AH = q_AHD.abs().amax(-1).clamp(min=1e-6) / LARGEST
-        kept.values_SHD.index_copy_(0, slots_A, (q_AHD / scale_AH.unsqueeze(-1)).round().to(torch.int8))
-        kept.scales_SH.index_copy_(0, slots_A, scale_AH.half())
-        kept.sketches_SZ.index_copy_(0, slots_A, self.sketch(output_AE).bfloat16())
+    def write_sketches(self, layer: int, slots_A: Tensor, output_AE: Tensor) -> None:
+        """Keep what attention gave these rows in one layer."""
+        self._kept[layer].sketches_SZ.index_copy_(0, slots_A, self.sketch(output_AE).bfloat16())
 
     def write_lengths(self, layer: int, slots_A: Tensor, hidden_AE: Tensor) -> None:
         """Keep the lengths of these rows' hidden states behind one layer."""
@@ -124,6 +120,11 @@ class RowTraces:
         """A copy of the traces of these slots in one layer."""
         self._wait(layer)
         return Traces(*(tensor.index_select(0, slots_S) for tensor in self._kept[layer].tensors))
+
+    def in_layer(self, layer: int) -> Traces:
+        """All slots' traces in one layer, for those that read by slot."""
+        self._wait(layer)
+        return self._kept[layer]
 
     def planes(self, layer: int) -> tuple[Tensor, ...]:
         """All slots' traces in one layer, in the order of `Traces.tensors`; nothing is waited for."""

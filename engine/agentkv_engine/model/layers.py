@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from agentkv_engine.model.linear import Linear
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.model.operations import Operations, rms_norm
-from agentkv_engine.model.rope import inverse, rotate
 from agentkv_engine.model.step import Step
 
 
@@ -78,9 +77,8 @@ class Attention(nn.Module):
         if traces is None or self.index not in traces.layers:
             return
         places = step.places.first(len(q_AHD))
-        if places.home_N is not None:
-            q_AHD = rotate(q_AHD, inverse(places.home_N))
-        traces.write_reading(self.index, places.slots_N, q_AHD, out_AE)
+        step.operations.keep_queries(q_AHD, places, traces.in_layer(self.index))
+        traces.write_sketches(self.index, places.slots_N, out_AE)
 
 
 class MLP(nn.Module):

@@ -1,7 +1,7 @@
 """What a layer does between its matrix products: plain torch here, the oracle; fused kernels behind the same protocol.
 
 Shapes: N rows, W rows that write in a layer, A of them (the first) that attend; E hidden size, F intermediate size,
-H heads, K kv heads, D head dimension, X = (H + 2 K) D.
+R rows asked again, U runs of them, H heads, K kv heads, D head dimension, X = (H + 2 K) D.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agentkv_engine.cache.kv_pool import KVPool
+from agentkv_engine.cache.row_traces import LARGEST, Traces
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.model.rope import Rotation, inverse, rotate
 
@@ -44,6 +45,21 @@ class RowPlaces:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnedRows:
+    """Rows that left traces, where a reader sees them.
+
+    Attributes:
+        slots_R: where their traces lie (int64).
+        runs_R: the run in which each stands (int64).
+        turns_U: rotation by each run's offset, ([U, D/2], [U, D/2]).
+    """
+
+    slots_R: Tensor
+    runs_R: Tensor
+    turns_U: Rotation
+
+
 class Operations(Protocol):
     """Every implementation gives what `TorchOperations` gives, but for rounding (tests/conformance)."""
 
@@ -62,6 +78,14 @@ class Operations(Protocol):
 
         Queries and keys are rotated at the rows' positions; K of a row in a run is stored at the run's home positions.
         """
+        ...
+
+    def keep_queries(self, q_AHD: Tensor, places_A: RowPlaces, kept: Traces) -> None:
+        """Leave these rows' queries in their slots of a traced layer, turned home like their keys, in 8 bits."""
+        ...
+
+    def kept_queries(self, kept: Traces, rows: TurnedRows, dtype: torch.dtype) -> Tensor:
+        """The queries [R, H, D] that rows left in a traced layer, turned to where a reader sees the rows."""
         ...
 
 
@@ -101,6 +125,23 @@ class TorchOperations:
             k_WKD = rotate(k_WKD, inverse(places_W.home_N))
         pool.write(layer, places_W.slots_N, k_WKD, heads_WHD[:, num_heads + num_kv_heads :])
         return turned_WHD[:num_attending, :num_heads]
+
+    def keep_queries(self, q_AHD: Tensor, places_A: RowPlaces, kept: Traces) -> None:
+        """See `Operations.keep_queries`."""
+        if places_A.home_N is not None:
+            q_AHD = rotate(q_AHD, inverse(places_A.home_N))
+        q_AHD = q_AHD.float()
+        scale_AH = q_AHD.abs().amax(-1).clamp(min=1e-6) / LARGEST
+        kept.values_SHD.index_copy_(0, places_A.slots_N, (q_AHD / scale_AH.unsqueeze(-1)).round().to(torch.int8))
+        kept.scales_SH.index_copy_(0, places_A.slots_N, scale_AH.half())
+
+    def kept_queries(self, kept: Traces, rows: TurnedRows, dtype: torch.dtype) -> Tensor:
+        """See `Operations.kept_queries`."""
+        values_RHD = kept.values_SHD.index_select(0, rows.slots_R).float()
+        scales_RH = kept.scales_SH.index_select(0, rows.slots_R).float()
+        cos_UC, sin_UC = rows.turns_U
+        turns_R = cos_UC.index_select(0, rows.runs_R), sin_UC.index_select(0, rows.runs_R)
+        return rotate(values_RHD * scales_RH.unsqueeze(-1), turns_R).to(dtype)
 
 
 def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:

@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from agentkv_engine.cache.kv_pool import KVPool
-from agentkv_engine.model.operations import RowPlaces
+from agentkv_engine.cache.row_traces import LARGEST, Traces
+from agentkv_engine.model.operations import RowPlaces, TurnedRows
 
 SWIGLU_BLOCK = 1024
 
@@ -76,6 +77,45 @@ class TritonOperations:
                 num_warps=1,
             )
         return q_AHD
+
+    def keep_queries(self, q_AHD: Tensor, places_A: RowPlaces, kept: Traces) -> None:
+        """See `Operations.keep_queries`."""
+        q_AHD = q_AHD.contiguous()
+        rows, heads, head_dim = q_AHD.shape
+        home_N = places_A.home_N
+        if rows:
+            keep_queries_kernel[(rows,)](
+                q_AHD,
+                kept.values_SHD,
+                kept.scales_SH,
+                places_A.slots_N,
+                *(places_A.rotation_N if home_N is None else home_N),
+                HEADS=heads,
+                HEADS_PAD=triton.next_power_of_2(heads),
+                HEAD_DIM=head_dim,
+                LARGEST=LARGEST,
+                TURN_HOME=home_N is not None,
+                num_warps=4,
+            )
+
+    def kept_queries(self, kept: Traces, rows: TurnedRows, dtype: torch.dtype) -> Tensor:
+        """See `Operations.kept_queries`."""
+        heads, head_dim = kept.values_SHD.shape[1:]
+        q_RHD = torch.empty(len(rows.slots_R), heads, head_dim, dtype=dtype, device=rows.slots_R.device)
+        if len(q_RHD):
+            kept_queries_kernel[(len(q_RHD),)](
+                kept.values_SHD,
+                kept.scales_SH,
+                q_RHD,
+                rows.slots_R,
+                rows.runs_R,
+                *rows.turns_U,
+                HEADS=heads,
+                HEADS_PAD=triton.next_power_of_2(heads),
+                HEAD_DIM=head_dim,
+                num_warps=4,
+            )
+        return q_RHD
 
 
 @triton.jit
@@ -166,3 +206,84 @@ def rotate_and_store_kernel(
     at_D = tl.arange(0, HEAD_DIM)
     value_D = tl.load(qkv_ptr + (HEADS + KV_HEADS + kv_head) * HEAD_DIM + at_D)
     tl.store(values_ptr + at_slot + at_D, value_D)
+
+
+@triton.jit
+def _round_even(x):
+    """To the nearest whole number, halves to the even one, as torch does; |x| < 2^22."""
+    magic: tl.constexpr = 12582912.0  # 1.5 * 2^23: float32 has no bits behind the point there
+    return (x + magic) - magic
+
+
+@triton.jit
+def keep_queries_kernel(
+    q_ptr,
+    values_ptr,
+    scales_ptr,
+    slots_ptr,
+    cos_ptr,
+    sin_ptr,
+    HEADS: tl.constexpr,
+    HEADS_PAD: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    LARGEST: tl.constexpr,
+    TURN_HOME: tl.constexpr,
+):
+    """One row; grid (rows,). H = HEADS_PAD heads, C = D / 2."""
+    half: tl.constexpr = HEAD_DIM // 2
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    head_H, at_C = tl.arange(0, HEADS_PAD), tl.arange(0, half)
+    inside_H = head_H < HEADS
+    at_HC = head_H[:, None] * HEAD_DIM + at_C[None, :]
+    inside_H1 = inside_H[:, None]
+    low_HC = tl.load(q_ptr + row * HEADS * HEAD_DIM + at_HC, mask=inside_H1, other=0.0)
+    high_HC = tl.load(q_ptr + row * HEADS * HEAD_DIM + at_HC + half, mask=inside_H1, other=0.0)
+    dtype = low_HC.dtype
+    low_HC, high_HC = low_HC.to(tl.float32), high_HC.to(tl.float32)
+    if TURN_HOME:
+        cos_1C, sin_1C = (
+            tl.load(cos_ptr + row * half + at_C)[None, :],
+            tl.load(sin_ptr + row * half + at_C)[None, :],
+        )
+        turned_HC = low_HC * cos_1C + high_HC * sin_1C
+        high_HC = (high_HC * cos_1C - low_HC * sin_1C).to(dtype).to(tl.float32)
+        low_HC = turned_HC.to(dtype).to(tl.float32)
+    most_H = tl.maximum(tl.max(tl.abs(low_HC), 1), tl.max(tl.abs(high_HC), 1))
+    scale_H = tl.maximum(most_H, 1e-6) / LARGEST
+    to_HC = slot * HEADS * HEAD_DIM + at_HC
+    tl.store(values_ptr + to_HC, _round_even(low_HC / scale_H[:, None]).to(tl.int8), mask=inside_H1)
+    tl.store(values_ptr + to_HC + half, _round_even(high_HC / scale_H[:, None]).to(tl.int8), mask=inside_H1)
+    tl.store(scales_ptr + slot * HEADS + head_H, scale_H.to(tl.float16), mask=inside_H)
+
+
+@triton.jit
+def kept_queries_kernel(
+    values_ptr,
+    scales_ptr,
+    q_ptr,
+    slots_ptr,
+    runs_ptr,
+    cos_ptr,
+    sin_ptr,
+    HEADS: tl.constexpr,
+    HEADS_PAD: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
+    """One row; grid (rows,). H = HEADS_PAD heads, C = D / 2."""
+    half: tl.constexpr = HEAD_DIM // 2
+    row = tl.program_id(0).to(tl.int64)
+    slot, run = tl.load(slots_ptr + row).to(tl.int64), tl.load(runs_ptr + row)
+    head_H, at_C = tl.arange(0, HEADS_PAD), tl.arange(0, half)
+    inside_H1 = (head_H < HEADS)[:, None]
+    at_HC = head_H[:, None] * HEAD_DIM + at_C[None, :]
+    scale_H1 = tl.load(scales_ptr + slot * HEADS + head_H, mask=head_H < HEADS, other=0.0).to(tl.float32)[:, None]
+    from_HC = slot * HEADS * HEAD_DIM + at_HC
+    low_HC = tl.load(values_ptr + from_HC, mask=inside_H1, other=0).to(tl.float32) * scale_H1
+    high_HC = tl.load(values_ptr + from_HC + half, mask=inside_H1, other=0).to(tl.float32) * scale_H1
+    cos_1C = tl.load(cos_ptr + run * half + at_C)[None, :]
+    sin_1C = tl.load(sin_ptr + run * half + at_C)[None, :]
+    to_HC = row * HEADS * HEAD_DIM + at_HC
+    dtype = q_ptr.dtype.element_ty
+    tl.store(q_ptr + to_HC, (low_HC * cos_1C - high_HC * sin_1C).to(dtype), mask=inside_H1)
+    tl.store(q_ptr + to_HC + half, (high_HC * cos_1C + low_HC * sin_1C).to(dtype), mask=inside_H1)

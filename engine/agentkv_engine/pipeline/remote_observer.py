@@ -11,6 +11,7 @@ from agentkv_engine.pipeline.messages import Look, Question, Reply
 from agentkv_engine.pipeline.packing import pack_stretches, unpack_tensor
 from agentkv_engine.pipeline.remote_kv import Stages
 from agentkv_engine.reuse import Probe, Reading, Reread
+from agentkv_engine.runner.rereading import only
 from agentkv_engine.scheduler.sequence import ProbeRecord, Residence
 
 Tell = Callable[[Residence], int]
@@ -67,8 +68,9 @@ class RemoteObservation:
         (data,) = self._look("attention", layer, positions).tensors
         return unpack_tensor(data, torch.float32, len(positions), self._residence.view.num_tokens)
 
-    def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
+    def reading(self, layer: int, rereads: Sequence[Reread], chosen: Tensor | None = None) -> Reading:
         """See `Observation.reading`."""
+        rereads = rereads if chosen is None else only(rereads, chosen.cpu().numpy())
         told = [(_packed(r.positions), list(r.left_out)) for r in rereads]
         since, left_out = (unpack_tensor(t, torch.float32, -1) for t in self._look("reading", layer, (), told).tensors)
         return Reading(since_then_R=since, by_left_out_R=left_out)

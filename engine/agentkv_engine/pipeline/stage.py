@@ -109,7 +109,11 @@ class Stage:
         reads_last = not self._is_last or (traced is not None and len(layers) - 1 in traced.layers)
         self._inputs = InputBuilder(levels.of_stage(layers), most_deepened=0, reads_last_layer=reads_last)
         self._observer = Observer(
-            pool=self._pool, decoder=self._decoder, levels=levels.of_stage(layers), backend=backend
+            pool=self._pool,
+            decoder=self._decoder,
+            levels=levels.of_stage(layers),
+            backend=backend,
+            operations=operations,
         )
         self._mirror = Mirror(
             layers, levels, query_shape=(shape.num_heads, shape.head_dim), dtype=dtype, device=spec.device

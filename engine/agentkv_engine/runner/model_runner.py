@@ -51,14 +51,11 @@ class ModelRunner:
             transfers=choose_transfers(config.device),
         )
         backend = choose_backend(shape, decoder.rope, decoder.dtype, config.device)
+        operations = choose_operations(shape, config.device)
         forward = choose_forward(
-            decoder,
-            pool=tensors,
-            backend=backend,
-            operations=choose_operations(shape, config.device),
-            graph_memory=config.graph_memory,
+            decoder, pool=tensors, backend=backend, operations=operations, graph_memory=config.graph_memory
         )
-        observer = Observer(pool=tensors, decoder=decoder, levels=plan.levels, backend=backend)
+        observer = Observer(pool=tensors, decoder=decoder, levels=plan.levels, backend=backend, operations=operations)
         traced = plan.traced is not None and shape.num_layers - 1 in plan.traced.layers
         inputs = InputBuilder(plan.levels, most_deepened=forward.most_captured, reads_last_layer=traced)
         return cls(forward, inputs, tensors=tensors, observer=observer)

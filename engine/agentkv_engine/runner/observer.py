@@ -3,14 +3,12 @@
 Rows of a probe have left their own queries; reused rows are asked by the queries in their traces, which are those of
 the context in which they were computed.
 
-Shapes: L layers, R rows asked for, P prompt positions, S keys, H heads, K kv heads, D head dimension, I = H * D,
-E hidden size, Z numbers of a sketch.
+Shapes: L layers, R rows asked for, P prompt positions, S keys, H heads, K kv heads, D head dimension.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
-from typing import Any, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,29 +16,21 @@ from torch import Tensor
 
 from agentkv_engine.attention.backend import AttentionBackend
 from agentkv_engine.attention.launch import upload
-from agentkv_engine.attention.rows import SequenceRows
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
-from agentkv_engine.cache.row_traces import Traces
+from agentkv_engine.cache.row_traces import RowTraces, Traces
 from agentkv_engine.model.decoder import Decoder
-from agentkv_engine.model.layers import DecoderLayer
+from agentkv_engine.model.operations import Operations
 from agentkv_engine.model.rope import rotate
 from agentkv_engine.reuse import Observation, Probe, Reading, Reread
+from agentkv_engine.runner.rereading import MOST_ROWS, Rereader, Rereading
 from agentkv_engine.scheduler.sequence import ProbeRecord, ProbeState, Residence
 
 MOST_PROBABILITIES = 1 << 26
 """Attention probabilities, over rows, heads and keys, that are held at once: a look takes its rows in tiles."""
 
-MOST_ROWS = 512
-"""Rows of a tile: each tile looks at the keys up to its last row only."""
-
-Ranges = tuple[tuple[int, int], ...]
-
 FEW_LAYERS = 8
 """A look goes through few layers of a model where it goes through 1 of so many."""
-
-MOST_PAIRS = 1 << 26
-"""Rows times keys of tiles that are asked again at once."""
 
 
 class Looking(Observation, Protocol):
@@ -79,39 +69,26 @@ class Observer:
 
     Attributes:
         look_depth: layers through which rows have to run so that a look at traced layers finds their keys.
-        tile_rows: rows that are asked again at once: few where a back end holds all their scores.
+        rereader: asks reused rows again.
     """
 
-    def __init__(self, *, pool: KVPool, decoder: Decoder, levels: Levels, backend: AttentionBackend[Any]) -> None:
+    def __init__(
+        self, *, pool: KVPool, decoder: Decoder, levels: Levels, backend: AttentionBackend[Any], operations: Operations
+    ) -> None:
         config = decoder.config
         self.pool = pool
         self.rope = decoder.rope
         self.levels = levels
-        self.backend = backend
-        self.outputs = [cast(DecoderLayer, layer).attention.output for layer in decoder.layers]
-        self._sketched: dict[int, tuple[Tensor, Tensor]] = {}
+        self.rereader = Rereader(pool=pool, decoder=decoder, levels=levels, backend=backend, operations=operations)
         self.row_layer_flops = config.flops_per_row_layer
         self._query_shape = (config.num_heads, config.head_dim)
         deepest = max(pool.traces.layers) if pool.traces is not None else 0
         self.look_depth = deepest if FEW_LAYERS * deepest <= config.num_layers else config.num_layers
-        self.tile_rows = MOST_PAIRS if torch.device(pool.device).type == "cuda" else MOST_ROWS
 
     def record(self, probe: Probe) -> ProbeRecord:
         """Room for what a probe will leave."""
         shape = (probe.depth, len(probe.positions), *self._query_shape)
         return ProbeRecord(probe, torch.zeros(shape, dtype=self.pool.dtype, device=self.pool.device))
-
-    def sketched_output(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Weight [heads * head_dim, Z] and bias [Z] that give the sketch of the layer's attention output at once."""
-        if layer not in self._sketched:
-            traces, output = self.pool.traces, self.outputs[layer]
-            assert traces is not None
-            identity = torch.eye(
-                self._query_shape[0] * self._query_shape[1], device=self.pool.device, dtype=self.pool.dtype
-            )
-            bias_E = output(torch.zeros_like(identity[:1])).float()
-            self._sketched[layer] = traces.sketch(output(identity).float() - bias_E), traces.sketch(bias_E)[0]
-        return self._sketched[layer]
 
     def observe(self, residence: Residence) -> "LiveObservation":
         """An observation of a sequence whose probe has run."""
@@ -120,17 +97,14 @@ class Observer:
 
 
 class LiveObservation:
-    """Implements `agentkv_engine.reuse.Observation`; valid until the plan is made.
-
-    Attributes:
-        flops: operations spent on looking so far.
-    """
+    """Implements `agentkv_engine.reuse.Observation`; valid until the plan is made."""
 
     def __init__(self, observer: Observer, residence: Residence, probe: ProbeState) -> None:
         self._observer = observer
         self._residence = residence
         self._probe = probe
-        self.flops = 0
+        self._rereading = Rereading(observer.rereader, residence)
+        self._flops = 0
 
     @property
     def probes(self) -> tuple[Probe, ...]:
@@ -142,6 +116,11 @@ class LiveObservation:
         """See `Observation.traced_layers`."""
         traces = self._observer.pool.traces
         return traces.layers if traces is not None else ()
+
+    @property
+    def flops(self) -> int:
+        """Operations spent on looking so far."""
+        return self._flops + self._rereading.flops
 
     @property
     def row_layers(self) -> int:
@@ -158,28 +137,14 @@ class LiveObservation:
         return attention_RP
 
     @torch.inference_mode()
-    def reading(self, layer: int, rereads: Sequence[Reread]) -> Reading:
+    def reading(self, layer: int, rereads: Sequence[Reread], chosen: Tensor | None = None) -> Reading:
         """See `Observation.reading`."""
-        parts = [self._reread(layer, batch) for batch in _batches(rereads, self._observer.tile_rows)]
-        since, by_left_out = zip(*parts, strict=True) if parts else ((torch.empty(0),), (torch.empty(0),))
-        return Reading(since_then_R=torch.cat(since), by_left_out_R=torch.cat(by_left_out))
-
-    def _reread(self, layer: int, batch: Sequence[Reread]) -> tuple[Tensor, Tensor]:
-        """Both changes of a batch's rows, [R] each."""
-        asked = np.concatenate([_array_of(tile.positions) for tile in batch])
-        assert not np.isin(asked, self._probe.borrowed_N).any(), "rows that a probe has run left traces of their own"
-        traces = self._traces(layer, asked)
-        q_RHD = self._turned_queries(traces, asked).to(self._observer.pool.dtype)
-        lengths_R = traces.lengths_S.clamp(min=1e-6)
-        now_RZ = self._sketch(layer, q_RHD, [replace(tile, left_out=()) for tile in batch])
-        since_R = torch.linalg.vector_norm(now_RZ - traces.sketches_SZ.float(), dim=-1) / lengths_R
-        by_left_out_R = torch.zeros_like(since_R)
-        if some := [tile for tile in batch if tile.left_out]:
-            in_some = np.repeat([bool(tile.left_out) for tile in batch], [len(tile.positions) for tile in batch])
-            rows = self._tensor(np.flatnonzero(in_some))
-            rest_RZ = self._sketch(layer, q_RHD[rows], some)
-            by_left_out_R[rows] = torch.linalg.vector_norm(now_RZ[rows] - rest_RZ, dim=-1) / lengths_R[rows]
-        return since_R, by_left_out_R
+        self._check_traced(layer)
+        borrowed = self._probe.borrowed_N
+        assert len(borrowed) == 0 or not any(np.isin(r.positions, borrowed).any() for r in rereads), (
+            "rows that a probe has run left traces of their own"
+        )
+        return self._rereading.reading(layer, rereads, chosen)
 
     @torch.inference_mode()
     def value_deviation(self, layer: int, positions: Sequence[int]) -> Tensor:
@@ -204,34 +169,6 @@ class LiveObservation:
         new_RE, kept_RE = (values[self._tensor(each)].flatten(1).float() for each in slots)
         return new_RE, kept_RE
 
-    def _keys_of(self, level: int, positions: np.ndarray, left_out: Ranges, first_row: int) -> SequenceRows:
-        """The keys that these rows see, without those to be left out."""
-        keys, slots, offsets = self._residence.table.readable(level, int(positions[-1]) + 1)
-        if left_out:
-            kept = np.ones(len(keys), dtype=bool)
-            for start, end in left_out:
-                kept &= (keys < start) | (keys >= end)
-            keys, slots, offsets = keys[kept], slots[kept], offsets[kept]
-        return SequenceRows(
-            rows=np.arange(first_row, first_row + len(positions)),
-            positions=positions,
-            key_slots=slots,
-            key_positions=keys,
-            key_offsets=offsets,
-        )
-
-    def _sketch(self, layer: int, q_RHD: Tensor, tiles: Sequence[Reread]) -> Tensor:
-        """Sketch [R, Z] of the attention layer's output for the queries of these tiles' rows, one behind the other."""
-        level, backend = self._observer.levels.list_of_layer(layer), self._observer.backend
-        groups = list(_joined(tiles, self._observer.tile_rows))
-        first_rows = accumulate([len(positions) for positions, _ in groups], initial=0)
-        sequences = [self._keys_of(level, *group, first) for group, first in zip(groups, first_rows, strict=False)]
-        mixed_RHD = backend.attend(q_RHD, layer, self._observer.pool, backend.prepare(sequences))
-        weight_IZ, bias_Z = self._observer.sketched_output(layer)
-        num_read = sum(len(rows.rows) * len(rows.key_slots) for rows in sequences)
-        self.flops += 4 * num_read * q_RHD.shape[1] * q_RHD.shape[2] + 2 * len(q_RHD) * weight_IZ.numel()
-        return mixed_RHD.flatten(1).float() @ weight_IZ + bias_Z
-
     def _look(self, layer: int, positions: Sequence[int]) -> Iterator["_Tile"]:
         """The queries asked for, in tiles, with the keys that lie before them now, turned to the reader's positions."""
         asked = np.asarray(positions, dtype=np.int64)
@@ -247,7 +184,7 @@ class LiveObservation:
             for first in range(0, len(indices), tile):
                 rows, q = indices[first : first + tile], q_RHD[first : first + tile]
                 seen = int(np.searchsorted(key_positions, asked[rows].max(), side="right"))
-                self.flops += 2 * q.numel() * seen
+                self._flops += 2 * q.numel() * seen
                 yield _Tile(self._tensor(rows), q, self._tensor(asked[rows]), keys_S[:seen], k_SKD[:seen])
 
     def _queries(self, layer: int, asked: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -269,12 +206,16 @@ class LiveObservation:
     def _traces(self, layer: int, positions_R: np.ndarray) -> Traces:
         """What these rows left in a layer. Rows that attended in it are deeper than it, so their private slots stand in
         the next layer's list."""
-        traces = self._observer.pool.traces
-        assert traces is not None, "nothing is traced: probe the rows instead, or give the engine trace_layers"
-        assert layer in traces.layers, f"layer {layer} is not among the traced layers {traces.layers}"
+        traces = self._check_traced(layer)
         slots = self._residence.table.slots_at(positions_R)[self._observer.levels.list_of_queries(layer)]
         assert (slots >= 0).all(), "these rows are neither reused nor probed"
         return traces.read(layer, self._tensor(slots))
+
+    def _check_traced(self, layer: int) -> RowTraces:
+        traces = self._observer.pool.traces
+        assert traces is not None, "nothing is traced: probe the rows instead, or give the engine trace_layers"
+        assert layer in traces.layers, f"layer {layer} is not among the traced layers {traces.layers}"
+        return traces
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return upload(array, self._observer.pool.device)
@@ -293,43 +234,6 @@ class _Tile:
     def probabilities(self) -> Tensor:
         """What each row pays to each key, [R, H, S]."""
         return head_probabilities(self.q_RHD, self.k_SKD, self.keys <= self.positions.unsqueeze(1))
-
-
-def _batches(rereads: Sequence[Reread], most_rows: int) -> Iterator[list[Reread]]:
-    """The same in parts of at most `most_rows` rows, so many at a time that they pair at most `MOST_PAIRS` rows and
-    keys."""
-    batch: list[Reread] = []
-    num_pairs = 0
-    for reread in rereads:
-        for start in range(0, len(reread.positions), most_rows):
-            tile = replace(reread, positions=reread.positions[start : start + most_rows])
-            own_pairs = len(tile.positions) * (tile.positions[-1] + 1)
-            if batch and num_pairs + own_pairs > MOST_PAIRS:
-                yield batch
-                batch, num_pairs = [], 0
-            batch.append(tile)
-            num_pairs += own_pairs
-    if batch:
-        yield batch
-
-
-def _joined(tiles: Sequence[Reread], most_rows: int) -> Iterator[tuple[np.ndarray, Ranges]]:
-    """Positions of rows that leave the same out, at most so many together where they are not of one tile."""
-    for left_out, group in groupby(tiles, key=lambda tile: tile.left_out):
-        parts: list[np.ndarray] = []
-        for tile in group:
-            if parts and sum(map(len, parts)) + len(tile.positions) > most_rows:
-                yield np.concatenate(parts), left_out
-                parts = []
-            parts.append(_array_of(tile.positions))
-        yield np.concatenate(parts), left_out
-
-
-def _array_of(positions: Sequence[int]) -> np.ndarray:
-    """numpy goes through a range number by number."""
-    if isinstance(positions, range):
-        return np.arange(positions.start, positions.stop, positions.step, dtype=np.int64)
-    return np.asarray(positions, dtype=np.int64)
 
 
 def head_probabilities(q_RHD: Tensor, k_SKD: Tensor, visible_RS: Tensor) -> Tensor:

@@ -105,9 +105,9 @@ class Counted(DrawnAttention):
         self.looks.append((layer, tuple(positions)))
         return super().attention(layer, positions)
 
-    def reading(self, layer, rereads):
+    def reading(self, layer, rereads, chosen=None):
         self.readings.append((layer, tuple(rereads)))
-        return super().reading(layer, rereads)
+        return super().reading(layer, rereads, chosen)
 
 
 def until(target: float, curve: Curve = CURVE, ratio: float = 0.1) -> Until:
