@@ -73,11 +73,9 @@ def plan_of_best(
     """
     ranking = scores_N.argsort(descending=True, stable=True)
     weights = scores_N if weights_N is None else weights_N
-    return RepairPlan.at_full_depth(
-        [positions[n] for n in ranking[:count].tolist()],
-        view.num_layers,
-        left=_known(float(weights[ranking[count:]].sum()), view),
-    )
+    left = weights[ranking[count:]].sum()  # before anything waits for the device
+    chosen = [positions[n] for n in ranking[:count].tolist()]
+    return RepairPlan.at_full_depth(chosen, view.num_layers, left=_known(float(left), view))
 
 
 def _known(left: float | None, view: ReuseView) -> float | None:

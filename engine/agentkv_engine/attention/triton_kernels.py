@@ -1,8 +1,7 @@
 """Triton kernels of row attention.
 
 Few rows read keys by slot, untouched, and are turned once per run (`attend_rows`). For many rows the keys are gathered
-first, turned to where the reader sees them (`gather_keys`); then there are no runs (`attend_gathered`). Values are read
-where they lie, and so are keys where none is to be turned.
+first, turned to where the reader sees them (`gather_keys`); then there are no runs (`attend_gathered`).
 
 One program takes a tile of rows of one sequence, the heads of one kv head, and a stretch of keys (an *item*, made by
 `agentkv_engine.attention.row_items`). Softmax is online (arXiv 2205.14135) in base 2 and float32. Where the keys of a
@@ -153,7 +152,9 @@ def _store_tile(
 @triton.jit
 def gather_keys(
     keys_ptr,
+    values_ptr,
     k_ptr,
+    v_ptr,
     num_keys_ptr,
     slots_ptr,
     key_runs_ptr,
@@ -163,29 +164,38 @@ def gather_keys(
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TURN: tl.constexpr,
 ):
-    """Copy keys, turned by their run's offset, to [KV_HEADS, stride, HEAD_DIM]; grid (any, KV_HEADS): programs take
-    tiles of keys in turn. N keys, C = D / 2."""
+    """Copy keys, turned by their run's offset if TURN, and values to [KV_HEADS, stride, HEAD_DIM]; grid (any,
+    KV_HEADS): programs take tiles of keys in turn, so that spare room costs nothing. N keys, C = D / 2."""
     half: tl.constexpr = HEAD_DIM // 2
     kv_head = tl.program_id(1)
     num_keys = tl.load(num_keys_ptr)
-    dim_C = tl.arange(0, half)
+    dim_1D, dim_C = tl.arange(0, HEAD_DIM)[None, :], tl.arange(0, half)
     for tile in range(tl.program_id(0), tl.cdiv(num_keys, BLOCK_N), tl.num_programs(0)):
         key_N = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         here_N = key_N < num_keys
         here_N1 = here_N[:, None]
         slot_N = tl.load(slots_ptr + key_N, mask=here_N, other=0).to(tl.int64)
-        from_NC = ((slot_N * KV_HEADS + kv_head) * HEAD_DIM)[:, None] + dim_C[None, :]
-        to_NC = ((kv_head.to(tl.int64) * stride + key_N) * HEAD_DIM)[:, None] + dim_C[None, :]
-        run_N = tl.load(key_runs_ptr + key_N, mask=here_N, other=0)
-        at_NC = run_N[:, None] * half + dim_C[None, :]
-        cos_NC = tl.load(cos_ptr + at_NC, mask=here_N1, other=1.0)
-        sin_NC = tl.load(sin_ptr + at_NC, mask=here_N1, other=0.0)
-        low_NC = tl.load(keys_ptr + from_NC, mask=here_N1, other=0.0).to(tl.float32)
-        high_NC = tl.load(keys_ptr + from_NC + half, mask=here_N1, other=0.0).to(tl.float32)
-        dtype = k_ptr.dtype.element_ty
-        tl.store(k_ptr + to_NC, (low_NC * cos_NC - high_NC * sin_NC).to(dtype), mask=here_N1)
-        tl.store(k_ptr + to_NC + half, (high_NC * cos_NC + low_NC * sin_NC).to(dtype), mask=here_N1)
+        from_N1 = ((slot_N * KV_HEADS + kv_head) * HEAD_DIM)[:, None]
+        to_N1 = ((kv_head.to(tl.int64) * stride + key_N) * HEAD_DIM)[:, None]
+        v_ND = tl.load(values_ptr + from_N1 + dim_1D, mask=here_N1, other=0.0)
+        tl.store(v_ptr + to_N1 + dim_1D, v_ND, mask=here_N1)
+        if TURN:
+            run_N = tl.load(key_runs_ptr + key_N, mask=here_N, other=0)
+            at_NC = run_N[:, None] * half + dim_C[None, :]
+            cos_NC = tl.load(cos_ptr + at_NC, mask=here_N1, other=1.0)
+            sin_NC = tl.load(sin_ptr + at_NC, mask=here_N1, other=0.0)
+            low_NC = tl.load(keys_ptr + from_N1 + dim_C[None, :], mask=here_N1, other=0.0).to(tl.float32)
+            high_NC = tl.load(keys_ptr + from_N1 + half + dim_C[None, :], mask=here_N1, other=0.0).to(tl.float32)
+            dtype = k_ptr.dtype.element_ty
+            turned_NC = (low_NC * cos_NC - high_NC * sin_NC).to(dtype)
+            tl.store(k_ptr + to_N1 + dim_C[None, :], turned_NC, mask=here_N1)
+            turned_NC = (high_NC * cos_NC + low_NC * sin_NC).to(dtype)
+            tl.store(k_ptr + to_N1 + half + dim_C[None, :], turned_NC, mask=here_N1)
+        else:
+            k_ND = tl.load(keys_ptr + from_N1 + dim_1D, mask=here_N1, other=0.0)
+            tl.store(k_ptr + to_N1 + dim_1D, k_ND, mask=here_N1)
 
 
 @triton.jit
@@ -199,7 +209,6 @@ def attend_gathered(
     items_ptr,
     rows_ptr,
     key_ends_ptr,
-    slots_ptr,
     stride,
     scale_log2,
     HEADS: tl.constexpr,
@@ -208,10 +217,9 @@ def attend_gathered(
     GROUP_PAD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    GATHERED: tl.constexpr,
 ):
-    """One item and kv head; grid (items, KV_HEADS). Keys lie as [KV_HEADS, stride, HEAD_DIM] if GATHERED, else
-    by slot, as values do. Those that all rows see come first and need no mask."""
+    """One item and kv head over gathered keys [KV_HEADS, stride, HEAD_DIM]; grid (items, KV_HEADS). Keys that all rows
+    see come first and need no mask."""
     group: tl.constexpr = HEADS // KV_HEADS
     tile_rows: tl.constexpr = BLOCK_M // GROUP_PAD
     kv_head = tl.program_id(1)
@@ -231,37 +239,34 @@ def attend_gathered(
     dim_D = tl.arange(0, HEAD_DIM)
     index_N = tl.arange(0, BLOCK_N)
     q_MD = tl.load(q_ptr + head_MD + dim_D[None, :], mask=valid_M[:, None], other=0.0)
-    k_ptr += kv_head.to(tl.int64) * stride * HEAD_DIM if GATHERED else 0
+    k_ptr += kv_head.to(tl.int64) * stride * HEAD_DIM
+    v_ptr += kv_head.to(tl.int64) * stride * HEAD_DIM
 
     acc_MD = tl.zeros([BLOCK_M, HEAD_DIM], dtype=tl.float32)
     best_M = tl.full([BLOCK_M], NOTHING_SEEN, dtype=tl.float32)
     total_M = tl.zeros([BLOCK_M], dtype=tl.float32)
     for start in range(key_start, unmasked_end, BLOCK_N):
-        key_N = start + index_N
-        value_N = (tl.load(slots_ptr + key_N).to(tl.int64) * KV_HEADS + kv_head) * HEAD_DIM
-        at_N = key_N * HEAD_DIM if GATHERED else value_N
+        at_N = (start + index_N) * HEAD_DIM
         k_DN = tl.load(k_ptr + at_N[None, :] + dim_D[:, None])
         score_MN = tl.dot(q_MD, k_DN, input_precision="ieee")
         new_best_M = tl.maximum(best_M, tl.max(score_MN, 1) * scale_log2)
         p_MN = tl.exp2(score_MN * scale_log2 - new_best_M[:, None])
         shrink_M = tl.exp2(best_M - new_best_M)
         total_M = total_M * shrink_M + tl.sum(p_MN, 1)
-        v_ND = tl.load(v_ptr + value_N[:, None] + dim_D[None, :])
+        v_ND = tl.load(v_ptr + at_N[:, None] + dim_D[None, :])
         acc_MD = tl.dot(p_MN.to(v_ND.dtype), v_ND, acc_MD * shrink_M[:, None], input_precision="ieee")
         best_M = new_best_M
     for start in range(unmasked_end, key_end, BLOCK_N):
         key_N = start + index_N
-        here_N = key_N < key_end
-        value_N = (tl.load(slots_ptr + key_N, mask=here_N, other=0).to(tl.int64) * KV_HEADS + kv_head) * HEAD_DIM
-        at_N = key_N * HEAD_DIM if GATHERED else value_N
-        k_DN = tl.load(k_ptr + at_N[None, :] + dim_D[:, None], mask=here_N[None, :], other=0.0)
+        at_N = key_N * HEAD_DIM
+        k_DN = tl.load(k_ptr + at_N[None, :] + dim_D[:, None], mask=(key_N < key_end)[None, :], other=0.0)
         score_MN = tl.dot(q_MD, k_DN, input_precision="ieee") * scale_log2
         score_MN = tl.where(key_N[None, :] < key_end_M[:, None], score_MN, float("-inf"))
         new_best_M = tl.maximum(best_M, tl.max(score_MN, 1))
         p_MN = tl.exp2(score_MN - new_best_M[:, None])
         shrink_M = tl.exp2(best_M - new_best_M)
         total_M = total_M * shrink_M + tl.sum(p_MN, 1)
-        v_ND = tl.load(v_ptr + value_N[:, None] + dim_D[None, :], mask=here_N[:, None], other=0.0)
+        v_ND = tl.load(v_ptr + at_N[:, None] + dim_D[None, :], mask=(key_N < key_end)[:, None], other=0.0)
         acc_MD = tl.dot(p_MN.to(v_ND.dtype), v_ND, acc_MD * shrink_M[:, None], input_precision="ieee")
         best_M = new_best_M
     _store_tile(

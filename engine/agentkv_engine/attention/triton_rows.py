@@ -3,7 +3,7 @@
 Sequences of few rows (decodes) and of many get tiles of their own, so a step has at most two launches. Few rows read
 keys where they lie, at home + offset, and are turned instead, once a run:
 <R(p) q, R(home + offset) k> = <R(-offset) R(p) q, R(home) k>. For many rows a layer's keys are gathered and turned
-once into scratch, where any is to be turned: that costs a pass over them and spares every tile the runs.
+once into scratch: that costs a pass over them and spares every tile the runs.
 
 Where a sequence's rows are all of its positions and its keys have no offset (a fresh prefill in one chunk), torch's own
 attention is faster and is used.
@@ -250,23 +250,9 @@ class TritonRows:
         items, rows, key_ends = launch.part("items"), launch.part("rows"), launch.part("key_ends")
         grid = (launch.capacity.items, kv_heads)
         if launch.gathered:
-            k = self._gather(launch, keys) if launch.turned else keys
+            k, v = self._gather(launch, keys, values)
             triton_kernels.attend_gathered[grid](  # pyright: ignore[reportIndexIssue]
-                q_AHD,
-                out_AHD,
-                parts,
-                part_weights,
-                k,
-                values,
-                items,
-                rows,
-                key_ends,
-                launch.part("key_slots"),
-                k.shape[1],
-                scale,
-                **sizes,
-                **tiles,
-                GATHERED=launch.turned,
+                q_AHD, out_AHD, parts, part_weights, k, v, items, rows, key_ends, k.shape[1], scale, **sizes, **tiles
             )
         else:
             triton_kernels.attend_rows[grid](  # pyright: ignore[reportIndexIssue]
@@ -292,15 +278,17 @@ class TritonRows:
                 out_AHD, parts, part_weights, launch.part("split_rows"), **sizes, TILE_ROWS=launch.tile_rows
             )
 
-    def _gather(self, launch: Launch, keys: Tensor) -> Tensor:
-        """K [kv heads, keys, D], turned to where the reader sees them."""
+    def _gather(self, launch: Launch, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V [kv heads, keys, D], K turned to where the reader sees them."""
         _, kv_heads, head_dim = self._heads
         length = -(-launch.capacity.keys // 64) * 64
-        k = torch.empty(kv_heads, length, head_dim, dtype=keys.dtype, device=keys.device)
+        k, v = torch.empty(2, kv_heads, length, head_dim, dtype=keys.dtype, device=keys.device)
         programs = min(-(-launch.capacity.keys // GATHER_BLOCK), GATHER_PROGRAMS)
         triton_kernels.gather_keys[(programs, kv_heads)](  # pyright: ignore[reportIndexIssue]
             keys,
+            values,
             k,
+            v,
             launch.part("num_keys"),
             launch.part("key_slots"),
             launch.part("key_runs"),
@@ -309,9 +297,10 @@ class TritonRows:
             KV_HEADS=kv_heads,
             HEAD_DIM=head_dim,
             BLOCK_N=GATHER_BLOCK,
+            TURN=launch.turned,
             num_warps=4,
         )
-        return k
+        return k, v
 
 
 def _rounded_up(num_keys: int) -> int:

@@ -5,8 +5,9 @@ Shapes: R rows asked, U runs of them with one offset, H heads, D head dimension,
 a sketch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate, groupby
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from agentkv_engine.attention.launch import upload
 from agentkv_engine.attention.rows import IntArray, SequenceRows
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.cache.levels import Levels
+from agentkv_engine.cache.row_traces import SKETCH
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.model.layers import DecoderLayer
 from agentkv_engine.model.operations import Operations, TurnedRows
@@ -57,15 +59,32 @@ class Rereader:
         self.most_pairs = MOST_PAIRS_ON_GPU if self.asks_all else MOST_PAIRS
         self.most_rows = self.most_pairs if self.asks_all else MOST_ROWS
 
-    def sketched_output(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Weight [I, Z] and bias [Z] that give the sketch of the layer's attention output at once."""
+    def sketch(self, layer: int, mixed_RI: Tensor) -> Tensor:
+        """Sketch [R, Z] in float32 of the attention layer's output for what attention mixed."""
         if layer not in self._sketched:
-            traces, output = self.pool.traces, self._outputs[layer]
-            assert traces is not None
-            identity = torch.eye(self._query_size, device=self.pool.device, dtype=self.pool.dtype)
-            bias_E = output(torch.zeros_like(identity[:1])).float()
-            self._sketched[layer] = traces.sketch(output(identity).float() - bias_E), traces.sketch(bias_E)[0]
-        return self._sketched[layer]
+            self._sketched[layer] = self._sketched_output(layer)
+        weight_IX, bias_Z = self._sketched[layer]
+        if weight_IX.dtype is torch.float32:
+            return torch.addmm(bias_Z, mixed_RI.float(), weight_IX)
+        high_RZ, low_RZ = torch.mm(mixed_RI, weight_IX, out_dtype=torch.float32).split(SKETCH, dim=1)
+        return high_RZ + low_RZ + bias_Z
+
+    def _sketched_output(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Weight and bias that give the sketch at once: [I, Z] in float32, or on a GPU, where products of fewer bits
+        are faster, [I, 2 Z] of the model's dtype: the rounded weight and beside it what rounding took."""
+        traces, output = self.pool.traces, self._outputs[layer]
+        assert traces is not None
+        identity = torch.eye(self._query_size, device=self.pool.device, dtype=self.pool.dtype)
+        bias_E = output(torch.zeros_like(identity[:1])).float()
+        weight_IZ, bias_Z = traces.sketch(output(identity).float() - bias_E), traces.sketch(bias_E)[0]
+        if not self.asks_all or self.pool.dtype is torch.float32:
+            return weight_IZ, bias_Z
+        high_IZ = weight_IZ.to(self.pool.dtype)
+        return torch.cat([high_IZ, (weight_IZ - high_IZ.float()).to(self.pool.dtype)], dim=1), bias_Z
+
+
+Attention = tuple[Any, int]
+"""What a back end has prepared, and how many pairs of a row and a key that is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +93,14 @@ class _Questions:
 
     Attributes:
         rows: where the rows' traces lie, and how their queries are turned.
-        now: attention over all keys before them, and how many pairs of a row and a key that is.
-        without: the same without the keys that are left out, for the rows `left_out` (None: for all).
+        now: attention over all keys before them.
+        without: the same without the keys that are left out, for the rows `left_out` (None: for all); made while the
+            device is busy with the first.
     """
 
     rows: TurnedRows
-    now: tuple[Any, int]
-    without: tuple[Any, int] | None
+    now: Attention
+    without: Callable[[], Attention] | None
     left_out: Tensor | None
 
 
@@ -125,7 +145,9 @@ class Rereading:
         return _Questions(
             rows=self._turned(query_list, asked),
             now=self._attention(key_list, [replace(tile, left_out=()) for tile in batch]),
-            without=self._attention(key_list, [tile for tile in batch if tile.left_out]) if any(in_some) else None,
+            without=cache(lambda: self._attention(key_list, [tile for tile in batch if tile.left_out]))
+            if any(in_some)
+            else None,
             left_out=left_out,
         )
 
@@ -142,8 +164,8 @@ class Rereading:
         slots, runs, offsets = flat.split([len(slots_R), len(slots_R), len(offsets_U)])
         return TurnedRows(slots_R=slots, runs_R=runs, turns_U=self._rereader.rope.by_offsets(offsets))
 
-    def _attention(self, key_list: int, tiles: Sequence[Reread]) -> tuple[Any, int]:
-        """Of these tiles' rows, one behind the other, prepared; and the pairs of a row and a key."""
+    def _attention(self, key_list: int, tiles: Sequence[Reread]) -> Attention:
+        """Of these tiles' rows, one behind the other."""
         groups = list(_joined(tiles, self._rereader.most_rows))
         first_rows = accumulate([len(positions) for positions, _ in groups], initial=0)
         sequences = [self._keys_of(key_list, *group, first) for group, first in zip(groups, first_rows, strict=False)]
@@ -181,19 +203,18 @@ class Rereading:
             return since_R, torch.zeros_like(since_R)
         rows = questions.left_out
         if rows is None:
-            without_RZ = self._sketch(layer, q_RHD, questions.without)
+            without_RZ = self._sketch(layer, q_RHD, questions.without())
             return since_R, torch.linalg.vector_norm(now_RZ - without_RZ, dim=-1) / lengths_R
-        without_RZ = self._sketch(layer, q_RHD[rows], questions.without)
+        without_RZ = self._sketch(layer, q_RHD[rows], questions.without())
         changes = torch.linalg.vector_norm(now_RZ[rows] - without_RZ, dim=-1) / lengths_R[rows]
         return since_R, torch.zeros_like(since_R).index_copy_(0, rows, changes)
 
-    def _sketch(self, layer: int, q_RHD: Tensor, attention: tuple[Any, int]) -> Tensor:
+    def _sketch(self, layer: int, q_RHD: Tensor, attention: Attention) -> Tensor:
         """Sketch [R, Z] of the attention layer's output for these queries."""
         prepared, num_pairs = attention
         mixed_RHD = self._rereader.backend.attend(q_RHD, layer, self._rereader.pool, prepared)
-        weight_IZ, bias_Z = self._rereader.sketched_output(layer)
-        self.flops += 4 * num_pairs * q_RHD.shape[1] * q_RHD.shape[2] + 2 * len(q_RHD) * weight_IZ.numel()
-        return torch.addmm(bias_Z, mixed_RHD.flatten(1).float(), weight_IZ)
+        self.flops += 4 * num_pairs * q_RHD.shape[1] * q_RHD.shape[2] + 2 * q_RHD.numel() * SKETCH
+        return self._rereader.sketch(layer, mixed_RHD.flatten(1))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return upload(array, self._rereader.pool.device)
