@@ -19,15 +19,15 @@ class EngineThread:
 
     Args:
         engine: touched by this thread only from now on.
-        on_output: called in the thread with each output of each step.
+        on_outputs: called in the thread with what each step brought.
         on_failure: called in the thread, once, when the engine raised: nothing runs after it.
     """
 
     def __init__(
-        self, engine: Engine, on_output: Callable[[StepOutput], None], on_failure: Callable[[Exception], None]
+        self, engine: Engine, on_outputs: Callable[[list[StepOutput]], None], on_failure: Callable[[Exception], None]
     ) -> None:
         self._engine = engine
-        self._on_output = on_output
+        self._on_outputs = on_outputs
         self._on_failure = on_failure
         self._posted: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -81,8 +81,7 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while self._run_posted():
-                for output in self._engine.step():
-                    self._on_output(output)
+                self._on_outputs(self._engine.step())
         except Exception as error:
             with self._lock:
                 self._closed = True

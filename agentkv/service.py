@@ -29,7 +29,7 @@ from agentkv.screening.calibration import Calibration
 from agentkv.screening.worth import WorthCheck
 from agentkv.segment import Recognizer
 from agentkv.segment_records import Origin
-from agentkv.stream import DeltaStream
+from agentkv.stream import DeltaStream, WakeUps
 from agentkv.texts import Texts
 from agentkv.tokenization import ChatTokenizer
 from agentkv.writers import Writers
@@ -98,8 +98,9 @@ class Service:
         self._requests = EngineRequests(engine, tokenizer, config, self._grammars, calibration)
         self._running: dict[str, RunningChat] = {}
         self._writers = Writers()
+        self._wake_ups = WakeUps()
         self._engine = engine
-        self._thread = EngineThread(engine, self._on_output, self._on_failure)
+        self._thread = EngineThread(engine, self._on_outputs, self._on_failure)
         self.texts = Texts(tokenizer, self._prompts)
         most_prompt_tokens = min(engine.max_tokens - 1, config.max_prompt_tokens or engine.max_tokens)
         self.embedder = Embedder(engine, self._thread, tokenizer, most_prompt_tokens)
@@ -173,7 +174,7 @@ class Service:
         prompt = self._prompts.write(request, owner)
         selector = self._requests.selector(request)
         engine_request = self._requests.make(request, prompt, owner, selector)
-        stream = DeltaStream(on_cancel=lambda: self._cancel(engine_request.request_id))
+        stream = DeltaStream(lambda: self._cancel(engine_request.request_id), self._wake_ups)
         chat = RunningChat(
             chat=request,
             tenant=owner,
@@ -266,6 +267,11 @@ class Service:
             chat.authors = self._keeper.mark_read(recognition.segments, chat.origin)
         chat.place(spans)
 
+    def _on_outputs(self, outputs: list[StepOutput]) -> None:
+        with self._wake_ups.together():
+            for output in outputs:
+                self._on_output(output)
+
     def _on_output(self, output: StepOutput) -> None:
         if self.embedder.take(output):
             return
@@ -293,6 +299,7 @@ class Service:
         if ended is None:  # the reader need not wait until the prompt is kept
             chat.stream.push(chat.delta(piece, output, None))
         if output.sources is not None:
+            self._wake_ups.flush()
             self._prompt_is_done(chat)
         if ended is not None:
             self._reply_is_done(chat, stopped_early=output.finish_reason is None)

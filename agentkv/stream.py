@@ -9,15 +9,54 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from agentkv.api import ChatDelta
 
 
+class WakeUps:
+    """Calls into event loops: those that one thread holds back go out together, one a loop. Each costs the thread that
+    makes it a system call and its turn at the interpreter."""
+
+    def __init__(self) -> None:
+        self._holder: int | None = None
+        self._held: dict[asyncio.AbstractEventLoop, list[Callable[[], object]]] = {}
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Hold what this thread calls until the block ends, or until `flush`."""
+        self._holder = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._holder = None
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is held: something that takes a while follows. Called by the thread that holds it."""
+        held, self._held = self._held, {}
+        for loop, calls in held.items():
+            _call_in(loop, lambda calls=calls: [call() for call in calls])
+
+    def call(self, loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+        """Call something in a loop, soon."""
+        if self._holder == threading.get_ident():
+            self._held.setdefault(loop, []).append(call)
+        else:
+            _call_in(loop, call)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop was closed: nobody reads any more
+        loop.call_soon_threadsafe(call)
+
+
 class DeltaStream:
     """A `ChatStream` that the engine's thread fills. Leaving the loop early cancels the chat.
 
     Args:
         on_cancel: called once when the reader gives up before the end, from the reader's thread.
+        wake_ups: how coroutines that read are woken.
     """
 
-    def __init__(self, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, on_cancel: Callable[[], None], wake_ups: WakeUps | None = None) -> None:
         self._on_cancel = on_cancel
+        self._wake_ups = wake_ups or WakeUps()
         self._lock = threading.Lock()
         self._items: deque[ChatDelta | BaseException] = deque()
         self._wake: Callable[[], None] = _nobody_waits
@@ -54,12 +93,7 @@ class DeltaStream:
 
     async def __aiter__(self) -> AsyncIterator[ChatDelta]:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody reads any more
-                loop.call_soon_threadsafe(ready.set)
-
-        self._listen(wake)
+        self._listen(lambda: self._wake_ups.call(loop, ready.set))
         try:
             while True:
                 await ready.wait()

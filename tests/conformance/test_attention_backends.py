@@ -81,3 +81,16 @@ def test_random_sequences(seed: int) -> None:
         case.add(case.scatter(int(case.random.integers(1, min(50, length) + 1)), length), runs)
     expected, got = both(case.mix_rows(), Heads(heads=6, kv_heads=2, dim=32), torch.float32)
     assert (got - expected).abs().max() < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("num_rows", [1, 40], ids=["decode", "many rows"])
+def test_what_is_reserved_holds_many_runs(num_rows: int) -> None:
+    """A chat among many agents reads dozens of runs: its steps fit the launches that graphs are captured with."""
+    heads = Heads()
+    backend = TritonRows(
+        heads.rope(DEVICE), num_heads=4, num_kv_heads=1, head_dim=64, dtype=torch.float32, device=DEVICE
+    )
+    case = Case(7).add(range(2000 - num_rows, 2000), [(20, 100 * number - 3000) for number in range(100)])
+    reserved = backend.reserve(num_rows, backend.room_for(case.sequences))
+    assert reserved is not None
+    assert backend.refill(reserved, case.sequences)

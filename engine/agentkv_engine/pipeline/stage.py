@@ -98,11 +98,12 @@ class Stage:
             traced=traced,
         )
         backend = choose_backend(shape, self._decoder.rope, dtype, spec.device)
+        operations = choose_operations(shape, spec.device)
         self._forward = choose_forward(
             self._decoder,
             pool=self._pool,
             backend=backend,
-            operations=choose_operations(shape, spec.device),
+            operations=operations,
             graph_memory=spec.graph_memory,
         )
         self._work = choose_device_work(spec.device)
