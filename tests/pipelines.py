@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from agentkv_engine.config import EngineConfig, PipelineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.pipeline.model import PipelineModel
@@ -19,9 +21,18 @@ class SharedStages:
     An engine may have fewer blocks than the stages' pools.
     """
 
-    def __init__(self, directory: Path, *, num_stages: int = 2, **options: float) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        num_stages: int = 2,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **options: float,
+    ) -> None:
         self.pipeline = PipelineConfig(num_stages=num_stages, tell_times=True, **options)
-        self._model = PipelineModel(directory, EngineConfig(pipeline=self.pipeline))
+        self._device, self._dtype = device, dtype
+        self._model = PipelineModel(directory, EngineConfig(device=device, dtype=dtype, pipeline=self.pipeline))
         self.config, self.dtype = self._model.config, self._model.dtype
         self._engine = Engine(self._model, self.engine_config(MOST_BLOCKS))
         assert isinstance(self._engine._runner, PipelineRunner)
@@ -33,6 +44,8 @@ class SharedStages:
             kv_memory=num_blocks * block_bytes_of(self),
             levels=LEVELS,
             trace_layers=ALL_TRACED,
+            device=self._device,
+            dtype=self._dtype,
             pipeline=self.pipeline,
             **options,
         )

@@ -392,7 +392,8 @@ def pipeline(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Repeatable: fixed-ROWS, throttling, no-waiting-term, no-kv-term, throttling-blocking.",
+            help="Repeatable: fixed-ROWS, throttling, no-waiting-term, no-kv-term, throttling-blocking (one step under "
+            "way), throttling-ahead (one more than stages).",
             show_default="fixed-1024 throttling",
         ),
     ] = None,
@@ -402,6 +403,9 @@ def pipeline(
     lengths: Annotated[LengthFit, typer.Option(help="Lengths of prompts and replies.")] = LengthFit.SHAREGPT,
     scale: Annotated[float, typer.Option(min=0.001, help="Lengths are multiplied by this.")] = 1.0,
     seconds: Annotated[float, typer.Option(min=0.5, help="Time in which requests come; a fifth is warm-up.")] = 40.0,
+    warm: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Requests before, for kernels and graphs.")
+    ] = 0.0,
     patience: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Time after it for replies to end.")] = 60.0,
     kv_memory: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of KV, all stages.")] = "1GiB",
     max_sequences: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 256,
@@ -439,6 +443,7 @@ def pipeline(
         slo_ttft=slo_ttft,
         slo_tpot=slo_tpot,
         simulate=tuple(simulate or ()),
+        warm=warm,
         patience=patience,
         device=device,
         json_file=json_file,

@@ -39,6 +39,7 @@ QUICK = PipelineSettings(
     slo_ttft=20.0,
     slo_tpot=5.0,
     simulate=(),
+    warm=0.2,
     patience=60.0,
     device="cpu",
     json_file=None,
@@ -56,7 +57,8 @@ def test_arrivals_are_those_of_the_fit_and_of_the_rate() -> None:
 
 def test_every_arm_has_a_budget() -> None:
     assert arm("fixed-300", 2).budget == FixedBudget(300)
-    assert {arm(name, 4).blocking for name in NAMES} == {False, True}
+    assert {arm(name, 4).under_way for name in NAMES} == {1, 4, 5}
+    assert arm("fixed-300-ahead", 4).under_way == 5
     with pytest.raises(ConfigError, match="no arm 'best'"):
         arm("best", 2)
 
@@ -107,7 +109,7 @@ def test_arms_run_and_a_cut_off_run_goes_on(tmp_path) -> None:
 
 def test_costs_are_found_again() -> None:
     costs = StageCosts(
-        layer=1e-3, per_row=2e-5, per_key=1e-8, sampling=5e-4, per_sample=1e-5, transfer=1e-4, order=2e-4
+        layer=1e-3, per_row=2e-5, per_key=1e-8, sampling=5e-4, per_sample=1e-5, transfer=1e-4, order=2e-4, driver=0
     )
     lot = random.Random(0)
     sizes = [StepSize(rows, rows * lot.randint(1, 900), lot.randint(0, 8)) for rows in lot.choices(range(1, 600), k=60)]
@@ -117,14 +119,14 @@ def test_costs_are_found_again() -> None:
             seconds = costs.stage(size, layers, is_last=stage == 1)
             times.append(StepTimes(number, stage, at, at + 2e-4, at + 1e-4, at + 1e-4 + seconds))
             at += 1e-4 + seconds
-    found = fit(sizes, times, (3, 2))
+    found = fit(sizes, times, (3, 2), driver=3e-4)
     for name in ("layer", "per_row", "per_key", "sampling", "per_sample", "transfer", "order"):
         assert getattr(found, name) == pytest.approx(getattr(costs, name), rel=1e-3), name
 
 
 def test_stages_overlap_in_simulated_time() -> None:
     """Four stages of equal cost: one decoding request goes through all, four requests keep all busy."""
-    costs = StageCosts(layer=0.25, per_row=0, per_key=0, sampling=0, per_sample=0, transfer=0, order=0)
+    costs = StageCosts(layer=0.25, per_row=0, per_key=0, sampling=0, per_sample=0, transfer=0, order=0, driver=0)
     spans = []
     for num_requests in (1, 4):
         clock = SimulatedClock()

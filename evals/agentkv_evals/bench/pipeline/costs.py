@@ -35,6 +35,7 @@ class StageCosts:
         sampling, per_sample: beta, alpha.
         transfer: from one stage to the next.
         order: from the driver to a stage, and back.
+        driver: of the driver's process, for one step.
     """
 
     layer: float
@@ -44,6 +45,7 @@ class StageCosts:
     per_sample: float
     transfer: float
     order: float
+    driver: float
 
     def stage(self, size: StepSize, num_layers: int, *, is_last: bool) -> float:
         """Seconds of one stage for one step."""
@@ -51,7 +53,7 @@ class StageCosts:
         return layers + (self.sampling + self.per_sample * size.samples if is_last else 0.0)
 
 
-def fit(sizes: Sequence[StepSize], times: Sequence[StepTimes], layers: Sequence[int]) -> StageCosts:
+def fit(sizes: Sequence[StepSize], times: Sequence[StepTimes], layers: Sequence[int], *, driver: float) -> StageCosts:
     """Costs by least squares over all stages' steps, none below 0. Transfer is what passed at least (10th
     percentile) between a stage's end and the arrival at the next one, which may have been busy; order is the median of
     what it took to build a step's inputs.
@@ -60,6 +62,7 @@ def fit(sizes: Sequence[StepSize], times: Sequence[StepTimes], layers: Sequence[
         sizes: of the steps, in order.
         times: of all stages' steps, in order at each stage; as many as sizes for each.
         layers: how many each stage has.
+        driver: seconds of its process for a step.
     """
     stages = [[each for each in times if each.stage == number] for number in range(len(layers))]
     lines, seconds = [], []
@@ -81,6 +84,7 @@ def fit(sizes: Sequence[StepSize], times: Sequence[StepTimes], layers: Sequence[
         per_sample=float(sample),
         transfer=max(0.0, float(np.percentile(passed, 10))) if passed else 0.0,
         order=float(np.median(ordered)) if ordered else 0.0,
+        driver=driver,
     )
 
 

@@ -33,6 +33,9 @@ from agentkv_evals.comparison.environment import environment
 WARM_SHARE = 0.2
 """Of the seconds: what comes in them is not counted."""
 
+GRACE = 60.0
+"""Seconds that a step may take beyond what is expected: kernels of new sizes are compiled meanwhile."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSettings:
@@ -44,6 +47,7 @@ class PipelineSettings:
         slo_ttft, slo_tpot: seconds.
         simulate: numbers of stages that are simulated with the costs of those that ran, at rates and KV memory in
             proportion.
+        warm: seconds of requests at the highest rate before the first arm, for kernels and graphs.
         patience: seconds after the last arrival after which a run is cut off.
     """
 
@@ -60,6 +64,7 @@ class PipelineSettings:
     slo_ttft: float
     slo_tpot: float
     simulate: tuple[int, ...]
+    warm: float
     patience: float
     device: str | None
     json_file: Path | None
@@ -94,7 +99,9 @@ def run_pipeline(settings: PipelineSettings, console: Console | None = None) -> 
                     {"arm": each.name, "rate": rate, "seed": seed, **_figures(settings, driven, times)}
                 )
                 if times and len(times) == settings.stages * len(driven.sizes):
-                    content["costs"] = asdict(fit(driven.sizes, times, _layers(settings, settings.stages)))
+                    seconds = driven.cpu * driven.ended / len(driven.sizes)
+                    costs = fit(driven.sizes, times, _layers(settings, settings.stages), driver=seconds)
+                    content["costs"] = content["runs"][-1]["costs"] = asdict(costs)
                 told = content["runs"][-1]
                 console.print(f"{each.name} at {rate}/s, seed {seed}: {told['tokens_per_second']:.0f} tokens/s")
                 _write(settings, content)
@@ -119,8 +126,9 @@ def _simulate(settings: PipelineSettings, content: dict[str, Any], arms: Sequenc
         engine = Engine(SimulatedModel(shape, device_dtype(content["on"]), runner), config)
         for each, rate, seed in product(arms, settings.rates, settings.seeds):
             runner.reset()
-            runner.max_under_way = 1 if each.blocking else num_stages
-            engine.use_budget(arm(each.name, num_stages).budget)
+            grown_arm = arm(each.name, num_stages)
+            runner.max_under_way = grown_arm.under_way
+            engine.use_budget(grown_arm.budget)
             coming = _arrivals(settings, rate * grown, seed)
             driven = drive(engine, coming, most_seconds=settings.seconds + settings.patience, clock=clock)
             told = _figures(settings, driven, ()) | {"driver_cores": None}
@@ -144,7 +152,7 @@ def _drive(
     engine.use_budget(each.budget)
     runner = engine._runner
     if isinstance(runner, PipelineRunner):
-        runner.max_under_way = 1 if each.blocking else settings.stages
+        runner.max_under_way = each.under_way
         runner.times.clear()
     driven = drive(engine, _arrivals(settings, rate, seed), most_seconds=settings.seconds + settings.patience)
     return driven, runner.settled_times() if isinstance(runner, PipelineRunner) else []
@@ -161,6 +169,10 @@ def _warm_up(engine: Engine, settings: PipelineSettings) -> None:
         engine.use_budget(arm(name, settings.stages).budget)
         coming = arrivals(settings.lengths, rate=16.0, seconds=0.5, scale=settings.scale, seed=-1)
         drive(engine, coming, most_seconds=120)
+    if settings.warm:
+        most = max(settings.rates)
+        coming = arrivals(settings.lengths, rate=most, seconds=settings.warm, scale=settings.scale, seed=-2)
+        drive(engine, coming, most_seconds=settings.warm)
     if isinstance(engine._runner, PipelineRunner):
         engine._runner.settled_times()
 
@@ -174,7 +186,9 @@ def _engine(settings: PipelineSettings, device: str) -> Iterator[Engine]:
         max_sequences=settings.max_sequences,
         device=device,
         dtype=dtype,
-        pipeline=PipelineConfig(num_stages=settings.stages, tell_times=True) if settings.stages > 1 else None,
+        pipeline=PipelineConfig(num_stages=settings.stages, tell_times=True, grace=GRACE)
+        if settings.stages > 1
+        else None,
     )
     if settings.stages > 1:
         model = PipelineModel(RandomWeights(config=shape), config)
@@ -206,7 +220,7 @@ def _begun(settings: PipelineSettings, device: str) -> dict[str, Any]:
     return found
 
 
-_MAY_GROW = ("rates", "arms", "seeds", "json_file", "patience", "device", "simulate")
+_MAY_GROW = ("rates", "arms", "seeds", "json_file", "warm", "patience", "device", "simulate")
 """Settings in which a run that goes on may differ."""
 
 

@@ -91,6 +91,7 @@ class SimulatedRunner:
 
     def submit(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> _Simulated:  # noqa: ARG002
         """See `Runner.submit`."""
+        self._clock.sleep_until(self._clock.now() + self._costs.driver)
         size, ready = StepSize.of(schedule), self._clock.now() + self._costs.order
         for stage, num_layers in enumerate(self._layers):
             last = stage == len(self._layers) - 1
