@@ -107,8 +107,8 @@ def test_bfloat16_differs_no_more_than_rounding(small_model) -> None:
     try:
         logits = []
         for engine in (
-            shared.engine(),
-            engine_of(decoder, 100, levels=LEVELS, device="cuda", dtype=torch.bfloat16),
+            shared.engine(40),
+            engine_of(decoder, 40, levels=LEVELS, device="cuda", dtype=torch.bfloat16),
         ):
             forced = ask("forced", 30, 4, forced_output=prompt_of(40, seed=5), return_logits=True)
             logits.append(run(engine, forced)["forced"].logits.cpu())

@@ -75,8 +75,8 @@ def test_a_stage_that_dies_while_nothing_runs_is_replaced_and_leaves_nothing_ope
     os.kill(stages.runner.pids[1], signal.SIGKILL)
     wait_for(lambda: not engine.is_ready)
     wait_until_ready(engine)
-    assert len(run(engine, ask("a", SamplingParams(max_tokens=3)))["a"].token_ids) == 3
     wait_for(lambda: open_files() <= before)
+    assert len(run(engine, ask("a", SamplingParams(max_tokens=3)))["a"].token_ids) == 3
 
 
 def test_sigterm_is_for_the_driver(stages) -> None:

@@ -13,10 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agentkv_engine.attention.rows import IntArray, SequenceRows
 from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.model.rope import RotaryEmbedding, Rotation, rotate
+
+CUDNN_ROWS = 8192
+"""Fewest rows that cuDNN's attention is asked for. It makes a plan for every new length, which takes the host 30 ms on an
+H100 (evals/LOG.md); from about here on its kernels win that back."""
+
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +95,13 @@ class SdpaBackend:
 
 def torch_attention(q_RHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask_RS: Tensor | None) -> Tensor:
     """Attention [R, H, D] of rows over keys; without a mask several rows are plain causal, one row sees all keys."""
+    if q_RHD.is_cuda and len(q_RHD) < CUDNN_ROWS:
+        with sdpa_kernel(WITHOUT_PLANS):
+            return _torch_attention(q_RHD, k_SKD, v_SKD, mask_RS)
+    return _torch_attention(q_RHD, k_SKD, v_SKD, mask_RS)
+
+
+def _torch_attention(q_RHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask_RS: Tensor | None) -> Tensor:
     if mask_RS is None and len(q_RHD) == 1:  # the heads that share keys are rows of one: no key is repeated
         q_1KGD = q_RHD.unflatten(1, (k_SKD.shape[1], -1))
         k_1KSD, v_1KSD = (x.transpose(0, 1).unsqueeze(0) for x in (k_SKD, v_SKD))

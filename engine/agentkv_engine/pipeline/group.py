@@ -116,14 +116,22 @@ class Group:
         return len(data)
 
     def receive(self, timeout_ms: int, unless: socket | None = None) -> Any:
-        """The next answer of a stage; None where none comes in time, or before `unless` can be read."""
+        """The next answer of a stage; None where none comes in time, or before `unless` can be read.
+
+        Raises:
+            RunnerLost: what came is no answer.
+        """
         poller = zmq.Poller()
         poller.register(self._answers, zmq.POLLIN)
         if unless is not None:
             poller.register(unless, zmq.POLLIN)
         if self._answers not in dict(poller.poll(timeout_ms)):
             return None
-        return decode_answer(self._answers.recv())
+        data = self._answers.recv()
+        try:
+            return decode_answer(data)
+        except msgspec.MsgspecError as error:
+            raise RunnerLost(f"a stage sent {len(data)} bytes that are no answer: {error}") from None
 
     def wait_for_beats(self, timeout_ms: int) -> None:
         """Take in signs of life; returns after so long, or when one came."""

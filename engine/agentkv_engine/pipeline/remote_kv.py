@@ -1,6 +1,7 @@
 """The pool of a model whose layers lie at several stages, read and written layer by layer."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -18,6 +19,10 @@ class Stages(Protocol):
     def ask(self, layer: int, make: Callable[[int, int], Message]) -> Reply:
         """Order the stage of a layer, with the question's number and the layer's number there; waits for the answer.
         Raises RunnerLost."""
+        ...
+
+    def taking(self) -> AbstractContextManager[None]:
+        """What a stage answered is taken in here; where it makes no sense the stages are lost. Raises RunnerLost."""
         ...
 
     def tell(self, layer: int, make: Callable[[int], Message]) -> None:
@@ -38,9 +43,9 @@ class RemoteTraces:
         slots = pack_stretches(slots_S.numpy())
         reply = self._stages.ask(layer, lambda number, here: ReadKV(number, here, slots, True))
         like = self._like(len(slots_S))
-        return Traces(
-            *(unpack_tensor(data, dtype, *shape) for data, (dtype, shape) in zip(reply.tensors, like, strict=True))
-        )
+        with self._stages.taking():
+            parts = zip(reply.tensors, like, strict=True)
+            return Traces(*(unpack_tensor(data, dtype, *shape) for data, (dtype, shape) in parts))
 
     def restore(self, layer: int, slots_S: Tensor, traces: Traces) -> None:
         """See `RowTraces.restore`."""
@@ -82,8 +87,9 @@ class RemoteKV:
         """See `KVPool.read`."""
         slots = pack_stretches(slots_S.numpy())
         reply = self._stages.ask(layer, lambda number, here: ReadKV(number, here, slots, False))
-        k, v = (unpack_tensor(data, self.dtype, len(slots_S), *self.head_shape) for data in reply.tensors)
-        return k, v
+        with self._stages.taking():
+            k, v = (unpack_tensor(data, self.dtype, len(slots_S), *self.head_shape) for data in reply.tensors)
+            return k, v
 
     def write(self, layer: int, slots_S: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> None:
         """See `KVPool.write`."""

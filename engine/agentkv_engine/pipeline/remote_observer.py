@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from agentkv_engine.model.model_config import ModelConfig
-from agentkv_engine.pipeline.messages import Look, Question, Reply
+from agentkv_engine.pipeline.messages import Look, Question
 from agentkv_engine.pipeline.packing import pack_stretches, unpack_tensor
 from agentkv_engine.pipeline.remote_kv import Stages
 from agentkv_engine.reuse import Probe, Reading, Reread
@@ -65,23 +65,25 @@ class RemoteObservation:
 
     def attention(self, layer: int, positions: Sequence[int]) -> Tensor:
         """See `Observation.attention`."""
-        (data,) = self._look("attention", layer, positions).tensors
-        return unpack_tensor(data, torch.float32, len(positions), self._residence.view.num_tokens)
+        (seen,) = self._look("attention", layer, positions, shape=(len(positions), self._residence.view.num_tokens))
+        return seen
 
     def reading(self, layer: int, rereads: Sequence[Reread], chosen: Tensor | None = None) -> Reading:
         """See `Observation.reading`."""
         rereads = rereads if chosen is None else only(rereads, chosen.cpu().numpy())
         told = [(_packed(r.positions), list(r.left_out)) for r in rereads]
-        since, left_out = (unpack_tensor(t, torch.float32, -1) for t in self._look("reading", layer, (), told).tensors)
+        since, left_out = self._look("reading", layer, (), told, count=2)
         return Reading(since_then_R=since, by_left_out_R=left_out)
 
     def value_deviation(self, layer: int, positions: Sequence[int]) -> Tensor:
         """See `Observation.value_deviation`."""
-        return unpack_tensor(self._look("value_deviation", layer, positions).tensors[0], torch.float32, -1)
+        (seen,) = self._look("value_deviation", layer, positions)
+        return seen
 
     def value_turn(self, layer: int, positions: Sequence[int]) -> Tensor:
         """See `Observation.value_turn`."""
-        return unpack_tensor(self._look("value_turn", layer, positions).tensors[0], torch.float32, -1)
+        (seen,) = self._look("value_turn", layer, positions)
+        return seen
 
     def _look(
         self,
@@ -89,14 +91,20 @@ class RemoteObservation:
         layer: int,
         positions: Sequence[int],
         rereads: Sequence[tuple[bytes, list[tuple[int, int]]]] = (),
-    ) -> Reply:
+        *,
+        count: int = 1,
+        shape: tuple[int, ...] = (-1,),
+    ) -> tuple[Tensor, ...]:
+        """So many tensors of this shape."""
         packed = _packed(positions)
         residence = self._observer.tell(self._residence)
         reply = self._observer.stages.ask(
             layer, lambda number, here: Look(number, residence, question, here, packed, list(rereads))
         )
         self._flops += reply.flops
-        return reply
+        with self._observer.stages.taking():
+            pairs = zip(reply.tensors, [shape] * count, strict=True)
+            return tuple(unpack_tensor(data, torch.float32, *shape) for data, shape in pairs)
 
 
 def _packed(positions: Sequence[int]) -> bytes:

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,7 @@ class PipelineRunner:
         self._wake.setblocking(False)
         self._woken.setblocking(False)
         self._changed = threading.Condition()
+        self._sockets = threading.Lock()
         self._closing = False
         self._untold: RunnerLost | None = None
         self._dead: list[Group] = []
@@ -164,9 +165,9 @@ class PipelineRunner:
     def finish(self, step: _UnderWay) -> list[SeqResult]:
         """What a step brought; waits for it. Raises RunnerLost."""
         answer = self._wait_for(step.number)
-        assert isinstance(answer, StepResult)
-        pairs = enumerate(zip(step.schedule.scheduled, answer.items, strict=True))
-        return [self._result(item, told, step.failed.get(place)) for place, (item, told) in pairs]
+        with self.taking():
+            pairs = enumerate(zip(step.schedule.scheduled, answer.items, strict=True))
+            return [self._result(item, told, step.failed.get(place)) for place, (item, told) in pairs]
 
     def prepare(self, schedule: SchedulerOutput, assert_writable: Callable[[np.ndarray], None]) -> bool:  # noqa: ARG002
         """See `Runner.prepare`: orders run ahead anyway."""
@@ -187,9 +188,18 @@ class PipelineRunner:
         """See `Stages.ask`."""
         number, (stage, here) = self._next_number(), self._stage_of(layer)
         self._order(stage, make(number, here))
-        reply = self._wait_for(number, self._config.grace + ASK_SECONDS)
-        assert isinstance(reply, Reply)
-        return reply
+        return self._wait_for(number, self._config.grace + ASK_SECONDS)
+
+    @contextlib.contextmanager
+    def taking(self) -> Iterator[None]:
+        """See `Stages.taking`."""
+        try:
+            yield
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            _logger.exception("a stage's answer makes no sense")
+            if (group := self._group) is not None:
+                self._lose(group, f"a stage's answer makes no sense: {type(error).__name__}")
+            raise self._untold or RunnerLost("the pipeline is started again: ask again soon") from error
 
     def tell(self, layer: int, make: Callable[[int], Message]) -> None:
         """See `Stages.tell`."""
@@ -253,12 +263,13 @@ class PipelineRunner:
 
     def _order(self, stage: int | None, message: Message) -> int:
         """Send one stage, or all, a message; its size in bytes. A stage that can't be reached is lost at once."""
-        group = self._living()
-        try:
-            return group.order_all(message) if stage is None else group.order(stage, message)
-        except RunnerLost as error:
-            self._lose(group, str(error))
-            raise self._untold or error from None
+        with self._sockets:
+            group = self._living()
+            try:
+                return group.order_all(message) if stage is None else group.order(stage, message)
+            except RunnerLost as error:
+                self._lose(group, str(error))
+                raise self._untold or error from None
 
     def _wait_for(self, number: int, patience: float | None = None) -> Any:
         """The answer of this number. Others that come first are noted.
@@ -278,8 +289,13 @@ class PipelineRunner:
 
     def _receive(self, unless: socket.socket | None = None) -> None:
         """Take in the next answer, if one comes soon."""
-        group = self._living()
-        answer = group.receive(POLL_MS, unless)
+        with self._sockets:
+            group = self._living()
+            try:
+                answer = group.receive(POLL_MS, unless)
+            except RunnerLost as error:
+                self._lose(group, str(error))
+                return
         match answer:
             case None:
                 if (taken := self._step_watch.overdue(time.monotonic())) is not None:
@@ -340,11 +356,9 @@ class PipelineRunner:
 
     def _look_after(self) -> None:
         """Start the stages if they are lost; then listen to them for a while."""
-        self._close_told()
+        self._close_dead()
         group = self._group
         if group is None:
-            for dead in tuple(self._dead):
-                dead.kill()  # and wait: what it holds is needed
             group = self._start()
             with self._changed:
                 self._group = group
@@ -354,12 +368,14 @@ class PipelineRunner:
         if (reason := group.fault(self._config.silence)) is not None:
             self._lose(group, reason)
 
-    def _close_told(self) -> None:
-        """Close lost groups once the engine has been told, and so uses their sockets no more."""
+    def _close_dead(self) -> None:
+        """Close lost groups; the engine begins to use none of them, and has ended what it was at."""
         with self._changed:
-            told, self._dead = ([], self._dead) if self._untold is not None else (self._dead, [])
-        for group in told:
-            group.close()
+            dead, self._dead = self._dead, []
+        for group in dead:
+            group.kill()  # and wait: what it holds is needed
+            with self._sockets:
+                group.close()
 
     def _start(self) -> Group:
         group = Group(len(self._layers), self._make_spec)

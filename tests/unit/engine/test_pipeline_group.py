@@ -4,10 +4,12 @@ import os
 import subprocess
 
 import pytest
+import zmq
 
 from agentkv_engine.errors import RunnerLost
 from agentkv_engine.pipeline import group as group_module
 from agentkv_engine.pipeline.group import Group
+from agentkv_engine.pipeline.keys import GroupKeys
 
 
 class Sleepers:
@@ -62,3 +64,21 @@ def test_a_stage_that_lost_its_neighbour_is_not_to_blame(monkeypatch) -> None:
     assert group.killed_beside(0) == "stage 1 was ended by signal 9"
     assert group.killed_beside(1) is None
     group.stop()
+
+
+def test_what_is_no_answer_is_a_loss(monkeypatch) -> None:
+    monkeypatch.setattr(group_module, "_spawn", Sleepers().spawn)
+    told: dict[str, object] = {}
+    group = Group(1, lambda _stage, shared: told.update(shared))
+    context = zmq.Context()
+    try:
+        stage = context.socket(zmq.PUSH)
+        GroupKeys.of(told["secret"]).as_stage(stage)
+        stage.connect(told["answers"])
+        stage.send(b"junk")
+        with pytest.raises(RunnerLost, match="4 bytes that are no answer"):
+            group.receive(5000)
+    finally:
+        context.destroy(linger=0)
+        group.kill()
+        group.close()

@@ -11,7 +11,7 @@ from agentkv_engine.config import PipelineConfig
 from agentkv_engine.errors import RunnerLost
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.pipeline import runner as runner_module
-from agentkv_engine.pipeline.messages import ReadKV, StepResult
+from agentkv_engine.pipeline.messages import ItemResult, ReadKV, Reply, StepResult
 from agentkv_engine.pipeline.runner import PipelineRunner
 from agentkv_engine.runner.runner import PoolPlan
 from agentkv_engine.scheduler.output import SchedulerOutput
@@ -52,7 +52,10 @@ class SilentGroup:
 
     def receive(self, _timeout_ms: int, _unless: object = None) -> object:
         time.sleep(0.01)
-        return self.answers.pop(0) if self.answers else None
+        answer = self.answers.pop(0) if self.answers else None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def wait_for_beats(self, _timeout_ms: int) -> None:
         time.sleep(0.01)
@@ -104,17 +107,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_a_question_that_is_never_answered_loses_the_stages(runner) -> None:
-    """They are ended before others start, and closed once the engine has been told."""
+    """They are ended and closed before others start."""
     with pytest.raises(RunnerLost, match="has not answered"):
         runner.ask(0, read)
     wait_for(lambda: runner.is_ready)
     events = SilentGroup.events
     assert events[0] == "start 1"
-    assert set(events[1:-1]) == {"kill 1"}
-    assert events[-1] == "start 2"
+    assert set(events[1:-2]) == {"kill 1"}
+    assert events[-2:] == ("close 1", "start 2")
     with pytest.raises(RunnerLost, match="has not answered"):
         runner.wait_until_ready(0)
-    wait_for(lambda: "close 1" in SilentGroup.events)
     assert runner.wait_until_ready(1)
 
 
@@ -148,3 +150,29 @@ def test_a_step_is_done_when_the_stages_say_so(runner) -> None:
     time.sleep(0.1)
     assert step.result() == []
     assert max(seconds for _, seconds in runner._step_watch._seen) < 0.1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda number: StepResult(number, [ItemResult(None, [], b"", b"")], done=time.monotonic()),
+        lambda number: Reply(number, []),
+        lambda _number: RunnerLost("a stage sent 3 bytes that are no answer"),
+    ],
+)
+def test_an_answer_that_makes_no_sense_loses_the_stages(runner, answer) -> None:
+    """More results than rows, another kind of answer, none at all."""
+    step = runner.submit(SchedulerOutput(scheduled=()), lambda _slots: None)
+    runner._group.answers.append(answer(step.number))
+    with pytest.raises(RunnerLost, match=r"makes no sense|are no answer"):
+        step.result()
+    with pytest.raises(RunnerLost):
+        runner.wait_until_ready(1)
+    wait_for(lambda: runner.is_ready)
+    assert runner.wait_until_ready(1)
+
+
+def test_a_tensor_of_another_size_loses_the_stages(runner) -> None:
+    runner._group.answers.append(Reply(1, [b"1234", b"1234"]))
+    with pytest.raises(RunnerLost, match="makes no sense"):
+        runner.tensors.read(0, torch.arange(3))
