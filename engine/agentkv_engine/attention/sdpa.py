@@ -20,8 +20,8 @@ from agentkv_engine.cache.kv_pool import KVPool
 from agentkv_engine.model.rope import RotaryEmbedding, Rotation, rotate
 
 CUDNN_ROWS = 8192
-"""Fewest rows that cuDNN's attention may be chosen for: it makes a plan for every new length, which takes the host 30 ms
-on an H100 (evals/LOG.md)."""
+"""Fewest rows that cuDNN's attention may be chosen for: it makes a plan for every new length, which takes the host
+30 ms on an H100 (evals/LOG.md)."""
 
 WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
