@@ -16,7 +16,9 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 class HermesDialect:
     """See `ToolDialect`."""
 
-    shape = CallShape(before=f'{OPEN}\n{{"name": "', between='", "arguments": ', after=f"}}\n{CLOSE}", separator="\n")
+    shape = CallShape(
+        before=f'{OPEN}\n{{"name": "', between='", "arguments": ', after=f"}}\n{CLOSE}", separator="\n", marker=OPEN
+    )
     instruction = (
         "For each function call, return a json object with function name and arguments within "
         f'{OPEN}{CLOSE} XML tags:\n{OPEN}\n{{"name": <function-name>, "arguments": <args-json-object>}}\n{CLOSE}'

@@ -10,12 +10,18 @@ from agentkv.api import ToolCall, ToolCallDelta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallShape:
-    """How one call is written: `before` name `between` arguments `after`; calls are joined by `separator`."""
+    """How one call is written: `before` name `between` arguments `after`; calls are joined by `separator`.
+
+    Attributes:
+        marker: what begins a call wherever it stands in a reply, a beginning of `before`; empty where only a reply that
+            begins with a call is read as calls.
+    """
 
     before: str
     between: str
     after: str
     separator: str
+    marker: str = ""
 
     def write(self, calls: Sequence[ToolCall]) -> str:
         """Calls as text; their arguments in the spacing that models are trained on."""

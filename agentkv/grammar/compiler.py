@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from agentkv.api import ChatRequest, ToolUse
+from agentkv.api import ChatRequest, Tool
 from agentkv.dialect import Speech
 from agentkv.errors import InvalidRequest
 from agentkv.grammar.constraint import GrammarConstraint
-from agentkv.grammar.lark import calls_answer, json_answer, json_text, reply_grammar
+from agentkv.grammar.lark import calls_answer, free_answer, json_answer, json_text, reply_grammar
 from agentkv.tokenization import ChatTokenizer, Prompt
 
 if TYPE_CHECKING:
@@ -37,27 +37,32 @@ class GrammarCompiler:
         Raises:
             InvalidRequest: a schema that is wrong or uses keywords that can't be held to; the message names them.
         """
-        answer = self._answer(request)
+        answer = self._answer(request, prompt)
         if answer is None:
             return None
         thinks, opened = self._speech.may_think(request, prompt), self._speech.opens_thoughts(prompt)
         return self._compile(reply_grammar(answer, thinks=thinks, opened=opened))
 
-    def _answer(self, request: ChatRequest) -> str | None:
-        if request.tools is not None and request.tools.choice == "required":
-            return self._calls(request.tools)
+    def _answer(self, request: ChatRequest, prompt: Prompt) -> str | None:
+        use = request.tools
+        if use is not None and use.choice == "required":
+            self._check_tools(use.callable_tools)
+            return calls_answer(use.callable_tools, self._speech.dialect.shape, parallel=use.parallel)
         if request.response_format is not None:
             _check_size([request.response_format.schema], "response_format")
             self._check_schema(request.response_format.schema, "response_format", request.response_format.name)
             return json_answer(request.response_format.schema)
+        if use is not None and use.choice == "auto" and any(tool.strict for tool in use.callable_tools):
+            self._check_tools([tool for tool in use.callable_tools if tool.strict])
+            thinks = self._speech.may_think(request, prompt) and not self._speech.opens_thoughts(prompt)
+            shape = self._speech.dialect.shape
+            return free_answer(use.callable_tools, shape, parallel=use.parallel, thinks=thinks)
         return None
 
-    def _calls(self, use: ToolUse) -> str:
-        tools = use.callable_tools
+    def _check_tools(self, tools: Sequence[Tool]) -> None:
         _check_size([tool.arguments_schema for tool in tools], "tools")
         for tool in tools:
             self._check_schema(tool.arguments_schema, "tools", tool.name)
-        return calls_answer(tools, self._speech.dialect.shape, parallel=use.parallel)
 
     def _check_schema(self, schema: Mapping[str, Any], param: str, name: str) -> None:
         """Each schema by itself, so that the message can name it."""

@@ -1,7 +1,9 @@
 """Request bodies: read up to a limit, then parsed and checked in one go.
 
 pydantic's own JSON parser is used on the raw bytes: it answers deep nesting, invalid UTF-8 and lone surrogates with a
-validation error, where `json.loads` raises RecursionError or lets text through that no tokenizer can encode.
+validation error, where `json.loads` raises RecursionError or lets text through that no tokenizer can encode. It holds
+the interpreter while it works, on whatever thread. So a body is bounded by its values, too: millions of keys would keep
+all streams waiting.
 """
 
 from typing import TypeVar
@@ -13,6 +15,9 @@ from agentkv.server.errors import ApiError, from_validation_error
 
 Body = TypeVar("Body", bound=BaseModel)
 
+MOST_SEPARATORS = 1 << 18
+"""Commas and colons of a body, in its texts too: no JSON has many more values; five megabytes of prose have fewer."""
+
 
 async def read_body(request: Request, model: type[Body], limit: int) -> Body:
     """The request's body as a `model`.
@@ -21,7 +26,7 @@ async def read_body(request: Request, model: type[Body], limit: int) -> Body:
         limit: most bytes that are read; the rest is left on the wire.
 
     Raises:
-        ApiError: 413 for a body over the limit, 400 for one that is no JSON or not of this shape.
+        ApiError: 413 for a body over the limit or of too many values, 400 for one that is no JSON or not of this shape.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
@@ -31,6 +36,11 @@ async def read_body(request: Request, model: type[Body], limit: int) -> Body:
         body += piece
         if len(body) > limit:
             raise _too_large(limit)
+    if (separators := body.count(b",") + body.count(b":")) > MOST_SEPARATORS:
+        message = (
+            f"the request body has {separators} commas and colons, and this server reads {MOST_SEPARATORS}: send less"
+        )
+        raise ApiError(413, message, code="request_too_large")
     try:
         return model.model_validate_json(bytes(body))
     except ValidationError as error:

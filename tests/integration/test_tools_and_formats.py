@@ -92,6 +92,18 @@ def test_auto_leaves_the_model_free_and_none_reads_no_calls(service: Service) ->
     assert ask(service, request(*QUESTION, tools=ToolUse(tools=(SHIPS,)), max_tokens=4)).finish_reason == "length"
 
 
+def test_strict_tools_leave_the_words_free(service: Service) -> None:
+    use = ToolUse(tools=(replace(LEVEL, strict=True),))
+    plain = ask(service, request(*QUESTION, max_tokens=12))
+    assert ask(service, request(*QUESTION, tools=replace(use, choice="none"), max_tokens=12)).finish_reason == "length"
+    reply = ask(service, request(*QUESTION, tools=use, max_tokens=12, temperature=1.0, seed=1))
+    assert reply.finish_reason == plain.finish_reason == "length"
+    assert reply.text
+    broken = Tool(name="sort", parameters={"type": "array", "uniqueItems": True}, strict=True)
+    with pytest.raises(InvalidRequest, match="sort"):
+        ask(service, request(*QUESTION, tools=ToolUse(tools=(LEVEL, broken))))
+
+
 def test_json_of_a_schema_and_json_at_all(service: Service) -> None:
     schema = {"type": "object", "properties": {"done": {"type": "boolean"}}, "required": ["done"]}
     schema["additionalProperties"] = False

@@ -103,10 +103,16 @@ class AnthropicTool(BaseModel):
     name: ToolName
     description: str | None = None
     input_schema: dict[str, Any]
+    strict: bool | None = None
 
     def to_tool(self) -> Tool:
         """The middleware's tool."""
-        return Tool(name=self.name, description=self.description or "", parameters=self.input_schema)
+        return Tool(
+            name=self.name,
+            description=self.description or "",
+            parameters=self.input_schema,
+            strict=bool(self.strict),
+        )
 
 
 class ToolChoiceBody(BaseModel):

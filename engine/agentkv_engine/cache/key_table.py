@@ -10,6 +10,7 @@ reused run are rotated so that the run keeps one offset.
 Shapes: K levels, P positions, N positions of one call.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,12 @@ class Keys:
 
     def __getitem__(self, part: slice) -> "Keys":
         return Keys(self.slots_KN[:, part], self.offsets_N[part])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Keys"]) -> "Keys":
+        """Those of consecutive stretches; of one at least."""
+        slots_KN = np.concatenate([part.slots_KN for part in parts], axis=1)
+        return cls(slots_KN, np.concatenate([part.offsets_N for part in parts]))
 
     def moved(self, distance: int) -> "Keys":
         """The same keys, seen from `distance` positions further right."""

@@ -17,6 +17,7 @@ from agentkv_engine.config import BLOCK_SIZE
 
 Digest = bytes
 Key = TypeVar("Key")
+_BLOCK_BYTES = BLOCK_SIZE * array("q").itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +51,13 @@ class BlockChain:
 
     def of(self, token_ids: Sequence[int], num_tokens: int | None = None) -> Iterator[tuple[Digest, bytes]]:
         """Digest and ids of each full block among the first `num_tokens` ids; None takes all."""
-        for number in range((len(token_ids) if num_tokens is None else num_tokens) // BLOCK_SIZE):
+        count = (len(token_ids) if num_tokens is None else num_tokens) // BLOCK_SIZE
+        yield from self._links[:count]
+        first = len(self._links)
+        ids = memoryview(array("q", token_ids[first * BLOCK_SIZE : count * BLOCK_SIZE]).tobytes())
+        for number in range(first, count):
             if number == len(self._links):
-                block = array("q", token_ids[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE]).tobytes()
+                block = bytes(ids[(number - first) * _BLOCK_BYTES : (number - first + 1) * _BLOCK_BYTES])
                 before = self._links[-1][0] if self._links else self._root
                 self._links.append((blake2b(before + block, digest_size=16).digest(), block))
             yield self._links[number]

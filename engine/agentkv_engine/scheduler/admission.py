@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from agentkv_engine.cache.block_pool import BlockPool
-from agentkv_engine.cache.key_table import NO_SLOT, KeyTable
+from agentkv_engine.cache.key_table import NO_SLOT, Keys, KeyTable
 from agentkv_engine.cache.levels import Levels
 from agentkv_engine.cache.prefix_index import BlockChain, PrefixEntry, PrefixIndex
 from agentkv_engine.cache.residents import Residents
@@ -168,9 +168,9 @@ class Admission:
     def _place(self, seq: Sequence, entries: list[PrefixEntry], spans: list[PlacedSpan]) -> Residence:
         table = KeyTable(len(self._levels), len(seq.token_ids) + BLOCK_SIZE)
         blocks: set[int] = set()
-        for number, entry in enumerate(entries):
-            table.place(number * BLOCK_SIZE, entry.keys)
-            blocks.update(self._pool.blocks_of(entry.keeper_id))
+        if entries:
+            table.place(0, Keys.joined([entry.keys for entry in entries]))
+            blocks.update(*(self._pool.blocks_of(entry.keeper_id) for entry in entries))
         for span in spans:
             table.place(span.start, self._residents.keys_for(span))
             assert span.handle is not None

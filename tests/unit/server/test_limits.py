@@ -1,6 +1,8 @@
 """Limits: how much runs at once, how long it may take, and what a client is told when it is over one."""
 
+import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -102,6 +104,24 @@ def test_a_chat_that_takes_too_long_is_ended(limited: tuple[str, FakeService], s
     assert service.streams[-1].cancelled.is_set()
     service.hold_after = None
     assert ask(url, "first").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metadata": dict.fromkeys(map(str, range(1_000_000)), "")},
+        {"messages": [{"role": "user", "content": ""}] * 250_000},
+        {"stop": ["x"] * 1_000_000},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_body_of_a_million_values_is_refused_before_it_is_parsed(http: httpx.Client, fields: dict[str, Any]) -> None:
+    began = time.process_time()
+    body = json.dumps(CHAT | fields).encode()
+    built = time.process_time() - began
+    answer = http.post("/v1/chat/completions", content=body)
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "request_too_large")
+    assert time.process_time() - began - built < 0.3  # parsing takes longer, and nothing else runs meanwhile
 
 
 def test_too_many_choices_are_refused(http: httpx.Client, service: FakeService) -> None:
