@@ -99,8 +99,7 @@ class Mirror:
         seq = self._sequences[sequence]
         residence = seq.held
         seq.token_ids.append(token)
-        if position >= len(residence.own_P):
-            residence.own_slots(np.array([position]))  # makes room
+        residence.make_room(position + 1)
         residence.own_P[position] = slot
         residence.table.write_one(position, slot)
         return ScheduledSeq(

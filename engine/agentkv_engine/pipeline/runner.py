@@ -100,6 +100,7 @@ class PipelineRunner:
         self._layers = layers
         self._make_spec = make_spec
         self._shape = shape
+        self._no_logits = torch.empty(0, shape.vocab_size)
         traced = plan.traced
         self.tensors = RemoteKV(self, shape, dtype, traced, block_bytes)
         self.observer = RemoteObserver(self, shape, traced.layers if traced is not None else (), self._tell)
@@ -236,7 +237,9 @@ class PipelineRunner:
                 outcome = constraint_failure(error)
         if told.pooled and seq.states is not None and is_alive:
             seq.states.add_sum(unpack_tensor(told.pooled, torch.float32, -1), len(item.rows))
-        logits = unpack_tensor(told.logits, torch.float32, -1, self._shape.vocab_size)
+        logits = self._no_logits
+        if told.logits:
+            logits = unpack_tensor(told.logits, torch.float32, -1, self._shape.vocab_size)
         return SeqResult(logits=logits, sampled=outcome, scored=tuple(told.scored))
 
     def _tell(self, residence: Residence) -> int:

@@ -298,7 +298,8 @@ class Scheduler:
     def _assign_slot(self, seq: Sequence, position: int) -> bool:
         """Give one row of full depth the slot it writes."""
         residence = seq.held
-        slot = residence.own_slots(np.array([position]))[0]
+        residence.make_room(position + 1)
+        slot = residence.own_P[position]
         if slot == NO_SLOT:
             taken = residence.private.take(1)
             if taken is None:

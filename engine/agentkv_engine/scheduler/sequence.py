@@ -42,6 +42,11 @@ class Rows:
         return len(self.positions)
 
     def __getitem__(self, part: slice) -> "Rows":
+        first, end, _ = part.indices(len(self.positions))
+        if first >= end:
+            return NO_ROWS
+        if end - first == len(self.positions):
+            return self
         return Rows(self.positions[part], self.depths[part], self.observed[part])
 
     @classmethod
@@ -69,6 +74,8 @@ class PrivateSlots:
 
     def take(self, num: int) -> np.ndarray | None:
         """The next `num` slots; None (and nothing taken) where the pool has no blocks for them."""
+        if num == 1 and self._unused:
+            return np.array([self._unused.pop(0)])
         missing = -(-max(num - len(self._unused), 0) // BLOCK_SIZE)
         last = self.blocks[-1] if self.blocks else None
         blocks = self._pool.allocate(missing, behind=last) if missing else []
@@ -177,12 +184,15 @@ class Residence:
 
     def own_slots(self, positions_N: np.ndarray) -> np.ndarray:
         """Private slot of each position, NO_SLOT where it has none yet."""
-        size = int(positions_N.max(initial=-1)) + 1
+        self.make_room(int(positions_N.max(initial=-1)) + 1)
+        return self.own_P[positions_N]
+
+    def make_room(self, size: int) -> None:
+        """Let `own_P` have so many positions."""
         if size > len(self.own_P):
             self.own_P = np.pad(
                 self.own_P, (0, max(size, 2 * len(self.own_P)) - len(self.own_P)), constant_values=NO_SLOT
             )
-        return self.own_P[positions_N]
 
 
 @dataclass(slots=True, eq=False)

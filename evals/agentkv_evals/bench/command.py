@@ -427,7 +427,8 @@ def pipeline(
     """Budgets of a pipeline's steps under requests that come by lot: throughput, latency, how alike steps are."""
     from pydantic import ByteSize, TypeAdapter  # noqa: PLC0415
 
-    from agentkv_evals.bench.pipeline.run import PipelineSettings, run_pipeline  # noqa: PLC0415
+    from agentkv_evals.bench.pipeline.run import run_pipeline  # noqa: PLC0415
+    from agentkv_evals.bench.pipeline.settings import PipelineSettings  # noqa: PLC0415
 
     settings = PipelineSettings(
         shape=model_shape.value,

@@ -21,7 +21,8 @@ from agentkv_evals.bench.pipeline.costs import StageCosts, StepSize, fit
 from agentkv_evals.bench.pipeline.drive import Driven, Timed, drive
 from agentkv_evals.bench.pipeline.figures import figures
 from agentkv_evals.bench.pipeline.load import Arrival, arrivals
-from agentkv_evals.bench.pipeline.run import PipelineSettings, run_pipeline
+from agentkv_evals.bench.pipeline.run import run_pipeline
+from agentkv_evals.bench.pipeline.settings import PipelineSettings
 from agentkv_evals.bench.pipeline.simulated import SimulatedClock, SimulatedModel, SimulatedRunner
 from agentkv_evals.bench.shapes import SHAPES
 
@@ -94,7 +95,11 @@ def test_arms_run_and_a_cut_off_run_goes_on(tmp_path) -> None:
         assert len(run["stages_idle"]) == 2
         assert run["driver_cores"] > 0
     assert content["costs"]["layer"] + content["costs"]["per_row"] > 0
-    simulated = run_pipeline(replace(settings, simulate=(2, 4)), console)["simulated"]
+    content = run_pipeline(replace(settings, simulate=(2, 4)), console)
+    simulated = content["simulated"]
+    assert [each["arm"] for each in content["errors"]] == list(QUICK.arms)
+    for each, ours, theirs in zip(content["errors"], simulated, content["runs"], strict=False):
+        assert each["throughput"] == ours["tokens_per_second"] / theirs["tokens_per_second"] - 1
     assert [run["arm"] for run in simulated[:3]] == [
         f"{QUICK.arms[0]}, 2 stages",
         f"{QUICK.arms[1]}, 2 stages",

@@ -4,9 +4,7 @@ was cut off."""
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import product
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -19,55 +17,18 @@ from agentkv_engine.model.random_weights import RandomWeights, random_decoder
 from agentkv_engine.pipeline.messages import StepTimes
 from agentkv_engine.pipeline.model import PipelineModel
 from agentkv_engine.pipeline.runner import PipelineRunner
-from agentkv_engine.pipeline.split import split_layers
 from agentkv_evals.bench.pipeline.arms import Arm, arm
-from agentkv_evals.bench.pipeline.costs import StageCosts, fit
+from agentkv_evals.bench.pipeline.costs import fit
+from agentkv_evals.bench.pipeline.curves import errors, simulate
 from agentkv_evals.bench.pipeline.drive import Driven, drive
-from agentkv_evals.bench.pipeline.figures import figures
-from agentkv_evals.bench.pipeline.load import LENGTHS, Arrival, arrivals
-from agentkv_evals.bench.pipeline.simulated import SimulatedClock, SimulatedModel, SimulatedRunner
+from agentkv_evals.bench.pipeline.load import LENGTHS, arrivals
+from agentkv_evals.bench.pipeline.settings import MOST_ROWS, PipelineSettings, arrivals_of, figures_of, layers_of
 from agentkv_evals.bench.run import device_here
 from agentkv_evals.bench.shapes import SHAPES, device_dtype
 from agentkv_evals.comparison.environment import environment
 
-WARM_SHARE = 0.2
-"""Of the seconds: what comes in them is not counted."""
-
 GRACE = 60.0
 """Seconds that a step may take beyond what is expected: kernels of new sizes are compiled meanwhile."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PipelineSettings:
-    """The command's options.
-
-    Attributes:
-        stages: processes; 1 runs the model in this one.
-        kv_memory: bytes, of all stages.
-        slo_ttft, slo_tpot: seconds.
-        simulate: numbers of stages that are simulated with the costs of those that ran, at rates and KV memory in
-            proportion.
-        warm: seconds of requests at the highest rate before the first arm, for kernels and graphs.
-        patience: seconds after the last arrival after which a run is cut off.
-    """
-
-    shape: str
-    stages: int
-    lengths: str
-    rates: tuple[float, ...]
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    seconds: float
-    scale: float
-    kv_memory: int
-    max_sequences: int
-    slo_ttft: float
-    slo_tpot: float
-    simulate: tuple[int, ...]
-    warm: float
-    patience: float
-    device: str | None
-    json_file: Path | None
 
 
 def run_pipeline(settings: PipelineSettings, console: Console | None = None) -> dict[str, Any]:
@@ -96,53 +57,27 @@ def run_pipeline(settings: PipelineSettings, console: Console | None = None) -> 
             for each, rate, seed in todo:
                 driven, times = _drive(engine, settings, each, rate, seed)
                 content["runs"].append(
-                    {"arm": each.name, "rate": rate, "seed": seed, **_figures(settings, driven, times)}
+                    {"arm": each.name, "rate": rate, "seed": seed, **figures_of(settings, driven, times)}
                 )
                 if times and len(times) == settings.stages * len(driven.sizes):
                     seconds = driven.cpu * driven.ended / len(driven.sizes)
-                    costs = fit(driven.sizes, times, _layers(settings, settings.stages), driver=seconds)
+                    costs = fit(driven.sizes, times, layers_of(settings, settings.stages), driver=seconds)
                     content["costs"] = content["runs"][-1]["costs"] = asdict(costs)
                 told = content["runs"][-1]
                 console.print(f"{each.name} at {rate}/s, seed {seed}: {told['tokens_per_second']:.0f} tokens/s")
                 _write(settings, content)
     console.print(_table("measured", content["runs"]))
     if settings.simulate:
-        content["simulated"] = list(_simulate(settings, content, arms))
+        content["simulated"] = list(simulate(settings, content, arms))
+        content["errors"] = list(errors(settings, content))
         _write(settings, content)
         console.print(_table("SIMULATED", content["simulated"]))
+        for each in content["errors"]:
+            told = ", ".join(f"{name} {each[name]:+.0%}" for name in ("throughput", "tpot", "ttft") if name in each)
+            console.print(
+                f"SIMULATED against measured, {each['arm']} at {each['rate']:g}/s, seed {each['seed']}: {told}"
+            )
     return content
-
-
-def _simulate(settings: PipelineSettings, content: dict[str, Any], arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
-    """Curves for other numbers of stages. Raises ConfigError: nothing was measured that tells costs."""
-    if content["costs"] is None:
-        raise ConfigError("a simulation takes its costs from a pipeline that ran: give --stages 2 or more")
-    costs, shape = StageCosts(**content["costs"]), SHAPES[settings.shape]
-    for num_stages in settings.simulate:
-        grown = num_stages / settings.stages
-        clock = SimulatedClock()
-        runner = SimulatedRunner(clock, costs, _layers(settings, num_stages))
-        config = EngineConfig(kv_memory=int(settings.kv_memory * grown), max_sequences=settings.max_sequences)
-        engine = Engine(SimulatedModel(shape, device_dtype(content["on"]), runner), config)
-        for each, rate, seed in product(arms, settings.rates, settings.seeds):
-            runner.reset()
-            grown_arm = arm(each.name, num_stages)
-            runner.max_under_way = grown_arm.under_way
-            engine.use_budget(grown_arm.budget)
-            coming = _arrivals(settings, rate * grown, seed)
-            driven = drive(engine, coming, most_seconds=settings.seconds + settings.patience, clock=clock)
-            told = _figures(settings, driven, ()) | {"driver_cores": None}
-            told["stages_idle"] = [1 - busy / driven.ended for busy in runner.busy]
-            yield {"arm": f"{each.name}, {num_stages} stages", "rate": rate * grown, "seed": seed, **told}
-
-
-def _layers(settings: PipelineSettings, num_stages: int) -> list[int]:
-    stages = split_layers(PipelineConfig(num_stages=num_stages), SHAPES[settings.shape].num_layers)
-    return [len(layers) for layers in stages]
-
-
-def _arrivals(settings: PipelineSettings, rate: float, seed: int) -> tuple[Arrival, ...]:
-    return arrivals(settings.lengths, rate=rate, seconds=settings.seconds, scale=settings.scale, seed=seed)
 
 
 def _drive(
@@ -154,13 +89,8 @@ def _drive(
     if isinstance(runner, PipelineRunner):
         runner.max_under_way = each.under_way
         runner.times.clear()
-    driven = drive(engine, _arrivals(settings, rate, seed), most_seconds=settings.seconds + settings.patience)
+    driven = drive(engine, arrivals_of(settings, rate, seed), most_seconds=settings.seconds + settings.patience)
     return driven, runner.settled_times() if isinstance(runner, PipelineRunner) else []
-
-
-def _figures(settings: PipelineSettings, driven: Driven, times: Sequence[StepTimes]) -> dict[str, Any]:
-    window = (WARM_SHARE * settings.seconds, settings.seconds)
-    return figures(driven, times, window=window, slo=(settings.slo_ttft, settings.slo_tpot))
 
 
 def _warm_up(engine: Engine, settings: PipelineSettings) -> None:
@@ -182,7 +112,7 @@ def _engine(settings: PipelineSettings, device: str) -> Iterator[Engine]:
     shape, dtype = SHAPES[settings.shape], device_dtype(device)
     config = EngineConfig(
         kv_memory=settings.kv_memory,
-        max_rows_per_step=4096,
+        max_rows_per_step=MOST_ROWS,
         max_sequences=settings.max_sequences,
         device=device,
         dtype=dtype,

@@ -115,8 +115,9 @@ class SimulatedRunner:
     def close(self) -> None:
         """See `Runner.close`."""
 
-    def reset(self) -> None:
-        """Time begins anew."""
+    def reset(self, costs: StageCosts) -> None:
+        """Time begins anew, with these costs."""
+        self._costs = costs
         self._free, self.busy = [0.0] * len(self._layers), [0.0] * len(self._layers)
 
 
