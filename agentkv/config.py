@@ -67,6 +67,7 @@ class ServiceConfig(Settings):
         pipeline_stages: spread the layers over so many processes; None runs them in this one.
         devices: of the stages, e.g. `0,1`; None takes `device`, on GPUs one after the other.
         layers: how many each stage has, e.g. `16,16`; None is alike.
+        steps_under_way: steps that may be ordered of stages before the first has come back; None is as many as stages.
         revision: of a model on the Hugging Face Hub: branch, tag or commit; None is its `main`.
         dtype: of weights and KV; `auto` is float32 on CPU (bfloat16 with int8 weights, where the processor has it) and
             bfloat16 elsewhere.
@@ -93,6 +94,7 @@ class ServiceConfig(Settings):
     pipeline_stages: int | None = Field(default=None, ge=1)
     devices: str | None = Field(default=None, pattern=r"^[\w:]+(,[\w:]+)*$")
     layers: str | None = Field(default=None, pattern=r"^\d+(,\d+)*$")
+    steps_under_way: int | None = Field(default=None, ge=1)
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["int8"] | None = None

@@ -54,6 +54,9 @@ class ServeOptions:
     layers: Annotated[
         str | None, typer.Option(metavar="LIST", help="Of each stage, e.g. 16,16.", show_default="alike")
     ] = None
+    steps_under_way: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="Ordered ahead of stages.", show_default="as many as stages")
+    ] = None
     kv_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Most bytes of KV, e.g. 2GiB.", show_default="1GiB")
     ] = None

@@ -380,8 +380,8 @@ def _engine_config(config: ServiceConfig) -> EngineConfig:
 
 def _pipeline(config: ServiceConfig) -> PipelineConfig | None:
     if config.pipeline_stages is None:
-        if config.devices is not None or config.layers is not None:
-            raise ConfigError("devices and layers are those of stages: give --pipeline-stages too")
+        if (config.devices, config.layers, config.steps_under_way) != (None, None, None):
+            raise ConfigError("devices, layers and steps under way are those of stages: give --pipeline-stages too")
         return None
     if config.host_kv_memory:
         raise ConfigError("host KV memory needs the model in one process: leave out --host-kv-memory with stages")
@@ -389,6 +389,7 @@ def _pipeline(config: ServiceConfig) -> PipelineConfig | None:
         num_stages=config.pipeline_stages,
         devices=tuple(config.devices.split(",")) if config.devices else (),
         layers=tuple(map(int, config.layers.split(","))) if config.layers else (),
+        steps_under_way=config.steps_under_way,
     )
 
 

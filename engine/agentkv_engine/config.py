@@ -29,27 +29,35 @@ class PipelineConfig:
         num_stages: processes, each with a stretch of layers.
         devices: of each stage; empty is the engine's device, on GPUs one after the other.
         layers: how many layers each stage has; empty is alike.
+        steps_under_way: steps that may be ordered before the first has come back; None is as many as stages. One more
+            hides the driver's own time, and its steps share the sequences that decode among one more.
         silence: seconds without a sign of life after which a stage counts as lost.
         grace: seconds that a step may take beyond several times what steps of its size have taken.
         tell_times: whether stages tell when they did what in each step, for benchmarks.
 
     Raises:
-        ValueError: less than one stage, or times that are not above 0.
+        ValueError: less than one stage or step, or times that are not above 0.
     """
 
     num_stages: int
     devices: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
+    steps_under_way: int | None = None
     silence: float = 4.0
     grace: float = 5.0
     tell_times: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_stages < 1 or min(self.silence, self.grace) <= 0:
+        if self.num_stages < 1 or min(self.silence, self.grace) <= 0 or self.most_under_way < 1:
             raise ValueError(
-                f"num_stages is {self.num_stages}, silence {self.silence}, grace {self.grace}: give 1 stage or more, "
-                "and times above 0"
+                f"num_stages is {self.num_stages}, steps_under_way {self.steps_under_way}, silence {self.silence}, "
+                f"grace {self.grace}: give 1 stage or more, 1 step or more, and times above 0"
             )
+
+    @property
+    def most_under_way(self) -> int:
+        """Steps that may be ordered before the first has come back."""
+        return self.num_stages if self.steps_under_way is None else self.steps_under_way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,13 +110,15 @@ CROWDED = (3, 4, 5)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_schedules(stages, decoder, seed) -> None:
-    """Requests come and are aborted at any time, in a pool that is too small for them: preemptions, chunks, reuse."""
+def test_random_schedules(stages, decoder, seed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests come and are aborted at any time, in a pool that is too small for them: preemptions, chunks,
+    reuse, two to four steps under way."""
     draw = random.Random(seed)
     policy = TokenThrottling(num_stages=2, min_prefill=4) if seed % 2 else None
     engine = stages.engine(draw.choice([12, 16]), max_rows_per_step=draw.choice([7, 40]), max_sequences=4)
     if policy is not None:
         engine._scheduler._budget = policy
+    monkeypatch.setattr(stages.runner, "max_under_way", 2 + seed % 3)
     alone = engine_of(decoder, 100, levels=LEVELS)
     residents = [keep(e, AUTHOR, 0, 48, mode=ReuseMode.OFF) for e in (engine, alone)]
 

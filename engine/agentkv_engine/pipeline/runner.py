@@ -92,7 +92,7 @@ class PipelineRunner:
         plan: PoolPlan,
         block_bytes: int,
     ) -> None:
-        self.max_under_way = len(layers)
+        self.max_under_way = config.most_under_way
         self.prepares = False
         self.times: deque[StepTimes] = deque(maxlen=TIMES_KEPT)
         self.bytes_ordered = 0

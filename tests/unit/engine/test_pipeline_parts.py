@@ -139,3 +139,5 @@ def test_what_can_not_be_piped_is_refused(small_model, tmp_path) -> None:
         PipelineModel(tmp_path, EngineConfig(pipeline=two))
     with pytest.raises(ValueError, match="num_stages is 0"):
         PipelineConfig(num_stages=0)
+    with pytest.raises(ValueError, match="steps_under_way 0"):
+        PipelineConfig(num_stages=2, steps_under_way=0)
