@@ -177,6 +177,17 @@ def test_orders_come_before_activations_and_several_steps_are_under_way(stages) 
     assert stages.runner.bytes_ordered < 200
 
 
+def test_an_order_of_decodes_takes_few_bytes(stages) -> None:
+    engine = stages.engine()
+    for number in range(8):
+        engine.add(ask(f"{number}", 20, number, sampling=SamplingParams(max_tokens=12)))
+    sizes = []
+    while engine.has_work:
+        engine.step()
+        sizes.append(stages.runner.bytes_ordered)
+    assert min(sizes) < 8 * 20 + 60  # five numbers for each
+
+
 def test_a_wait_ends_when_another_step_could_be_started(stages) -> None:
     engine = stages.engine()
     engine.add(ask("a", 20, 13))
