@@ -104,8 +104,9 @@ class RunningChat:
         """What this output brings, and why the chat ends now, if it does (a stop string may end it early)."""
         if output.sources is not None:
             self.sources = output.sources
+        if output.admitted_at is not None:
             self.ttft = time.perf_counter() - self.submitted
-            self.queue = None if output.admitted_at is None else output.admitted_at - self.submitted
+            self.queue = output.admitted_at - self.submitted
         self.token_ids += output.token_ids
         piece = self.detokenizer.feed(output.token_ids)
         ended = output.finish_reason
@@ -170,7 +171,7 @@ class RunningChat:
             text=piece.text,
             reasoning=piece.reasoning,
             tool_calls=piece.tool_calls,
-            echo=self._echo(output) if self.chat.echo and output.sources is not None else None,
+            echo=self._echo(output) if self.chat.echo and output.admitted_at is not None else None,
             token_ids=output.token_ids,
             logprobs=tuple(self._told(logprobs) for logprobs in output.logprobs),
             logits=output.logits,

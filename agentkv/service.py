@@ -298,7 +298,7 @@ class Service:
         piece, ended = chat.take(output)
         if ended is None:  # the reader need not wait until the prompt is kept
             chat.stream.push(chat.delta(piece, output, None))
-        if output.sources is not None:
+        if output.admitted_at is not None:
             self._wake_ups.flush()
             self._prompt_is_done(chat)
         if ended is not None:

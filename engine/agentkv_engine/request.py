@@ -156,8 +156,9 @@ class StepOutput:
         pooled: float32 [hidden size] on CPU, the mean of the prompt's hidden states behind the last layer and its norm;
             set in the only output of a request that asked for it.
         finish_reason: set in the request's last output.
-        sources: set in the output that brings the first token, or the pooled states.
-        admitted_at: `time.perf_counter()` when the engine first took the request up; set beside `sources`.
+        sources: set in the output that brings the first token, or the pooled states; of a watched request in every one,
+            since more may have been repaired.
+        admitted_at: `time.perf_counter()` when the engine first took the request up; set in the first output.
         error: why the request ended without an answer; nothing else is set then.
     """
 

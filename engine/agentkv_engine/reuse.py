@@ -5,11 +5,13 @@ asks a *selector* which of the reused rows to recompute and through how many lay
 *depth* is the number of layers through which a row is computed: 0 (only reused) to num_layers (repaired in full, as in
 a full prefill).
 
-Shapes: L layers, R observed rows, P prompt positions.
+A plan may leave a *watch* behind: it sees what the reply's first rows read, and has rows repaired for them.
+
+Shapes: L layers, R observed rows, P prompt positions, C keys of a row.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -182,6 +184,19 @@ class Observation(Protocol):
         """
         ...
 
+    def most_read(self, layer: int, positions: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of that attention the part that goes to the keys that are read most.
+
+        Args:
+            layer, positions: as of `attention`; rows behind the prompt, too.
+            count: keys a row.
+
+        Returns:
+            Shares float32 and their keys' positions int64, [len(positions), C] each, C at most `count`; a row that sees
+            fewer keys has shares of 0.
+        """
+        ...
+
     def reading(self, layer: int, rereads: Sequence[Reread], chosen: torch.Tensor | None = None) -> Reading:
         """What reused rows read now in a traced layer, asked by the queries they left.
 
@@ -211,6 +226,51 @@ class Observation(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """Tokens to be written behind the known ones, each the likeliest, only to see what they read.
+
+    Attributes:
+        num_tokens: at most so many, 1 or more; a stop token is the last.
+    """
+
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amendment:
+    """Reused rows to recompute, all at full depth, together with the rows whose tokens do not count yet.
+
+    Attributes:
+        repairs: positions that nobody has repaired yet; ascending.
+        left: see `RepairPlan.left`.
+    """
+
+    repairs: tuple[int, ...]
+    left: float | None = None
+
+
+class Watch(Protocol):
+    """Goes on where a plan ends: sees what the rows behind the first reused one read, and has more rows repaired before
+    the next token counts."""
+
+    def see(self, observation: Observation) -> None:
+        """The rows of the observation's last probe have run, through all layers; of the observation only attention may
+        be asked."""
+        ...
+
+    def ask(self, observation: Observation, speaking: range) -> Draft | Amendment | None:
+        """What has to be done before the next token counts; None when nothing has, and the watch is over.
+
+        Args:
+            observation: of what has run last.
+            speaking: positions of the rows whose tokens do not count yet: the last one that was given out, or the
+                prompt's last, and all that are drafted behind it. Behind a draft it is asked again; behind an amendment
+                it is not, until the next token has run.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RepairPlan:
     """Which reused rows to recompute, each with its depth. Rows not named keep depth 0 (only reused).
 
@@ -221,11 +281,14 @@ class RepairPlan:
         depths: one for each position, 1..num_layers.
         left: importance of the stale rows that it does not repair, in the rule's own units: the less, the smaller the
             error. None where the rule does not know; 0 where nothing stale is read.
+        watch: begins a watch over the rows that are left, given the view and the positions that are repaired: once, and
+            again after a preemption.
     """
 
     positions: tuple[int, ...] = ()
     depths: tuple[int, ...] = ()
     left: float | None = field(default=None, compare=False)
+    watch: Callable[[ReuseView, Sequence[int]], Watch] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.positions) != len(self.depths):
@@ -238,6 +301,13 @@ class RepairPlan:
         """A static set: the given positions, recomputed through all layers."""
         chosen = tuple(sorted(positions))
         return cls(positions=chosen, depths=(num_layers,) * len(chosen), left=left)
+
+    def with_repairs(self, positions: Sequence[int], num_layers: int, *, left: float | None) -> "RepairPlan":
+        """This plan, and these positions recomputed through all layers."""
+        depths = dict(zip(self.positions, self.depths, strict=True)) | dict.fromkeys(positions, num_layers)
+        return replace(
+            self, positions=tuple(sorted(depths)), depths=tuple(depths[p] for p in sorted(depths)), left=left
+        )
 
 
 class Selector(Protocol):

@@ -74,26 +74,32 @@ class ReadingChange:
         if not observation.traced_layers:
             raise ValueError("reading_change asks traces, and this engine traces no layers: set trace_layers")
         candidates, num_chosen = repairable_positions(view), affordable_rows(view, self.ratio)
-        scores_R = spread(changes(view, observation, candidates), candidates)
+        scores_R = spread(changes(observation, unread_messages(view)), candidates)
         return plan_of_best(view, scores_R, candidates, num_chosen, scores_R / len(candidates))
 
 
-def changes(view: ReuseView, observation: Observation, candidates: Sequence[int]) -> Tensor:
-    """Change of each row that may be repaired, [R]: in the first traced layer, and of those that change most there in
-    the others too."""
+def changes(observation: Observation, rereads: Sequence[Reread], chosen: Tensor | None = None) -> Tensor:
+    """Change of each of these rows, [R]: in the first traced layer, and of those that change most there in the others
+    too.
+
+    Args:
+        observation: to ask.
+        rereads: the rows.
+        chosen: see `Observation.reading`.
+    """
     first, *others = observation.traced_layers
-    rereads = unread_messages(view)
-    change_R = _change(observation, first, rereads)
+    change_R = _change(observation, first, rereads, chosen)
     if not others:
         return change_R
     ranking = change_R.argsort(descending=True, stable=True)
-    again = ranking[: math.ceil(LOOK_AGAIN * len(candidates))].sort().values
+    again = ranking[: math.ceil(LOOK_AGAIN * len(change_R))].sort().values
+    asked = again if chosen is None else chosen.to(again.device)[again]
     for layer in others:
-        change_R.index_add_(0, again, _change(observation, layer, rereads, again))
+        change_R.index_add_(0, again, _change(observation, layer, rereads, asked))
     return change_R
 
 
-def _change(observation: Observation, layer: int, rereads: Sequence[Reread], chosen: Tensor | None = None) -> Tensor:
+def _change(observation: Observation, layer: int, rereads: Sequence[Reread], chosen: Tensor | None) -> Tensor:
     reading = observation.reading(layer, rereads, chosen)
     return reading.since_then_R + reading.by_left_out_R
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from agentkv.errors import InvalidRequest
 from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv.screening.selectors.draft_reading import DraftReading
 from agentkv.screening.selectors.propagated_attention import PropagatedAttention
 from agentkv.screening.selectors.query_attention import QueryAttention
 from agentkv.screening.selectors.random_rows import RandomRows
@@ -22,6 +23,7 @@ from agentkv.screening.selectors.value_deviation import ValueDeviation
 SELECTORS: Mapping[str, type[BudgetedSelector]] = MappingProxyType(
     {
         "reading_change": ReadingChange,
+        "draft_reading": DraftReading,
         "repair_none": RepairNone,
         "repair_all": RepairAll,
         "repair_boundary": RepairBoundary,

@@ -163,6 +163,10 @@ class BlockPool:
         """Make slots read-only until their block is free again."""
         self._sealed[slots] = True
 
+    def are_sealed(self, slots: np.ndarray) -> np.ndarray:
+        """Which of these slots others may read."""
+        return self._sealed[slots]
+
     def assert_writable(self, slots: np.ndarray) -> None:
         """Integrity: nobody writes a slot that others may read."""
         assert not self._sealed[slots].any(), f"write to shared slots {slots[self._sealed[slots]].tolist()}"

@@ -133,6 +133,7 @@ class Mirror:
             samples=item.samples,
             num_scored=item.num_scored,
             residence=residence,
+            record=residence.probe.records[-1] if residence.probe is not None else None,
             num_computed=0,
             is_last=False,
         )

@@ -12,7 +12,7 @@ from agentkv_engine.pipeline.packing import pack_stretches, unpack_tensor
 from agentkv_engine.pipeline.remote_kv import Stages
 from agentkv_engine.reuse import Probe, Reading, Reread
 from agentkv_engine.runner.rereading import only
-from agentkv_engine.scheduler.sequence import ProbeRecord, Residence
+from agentkv_engine.scheduler.sequence import ProbeRecord, ProbeState, Residence
 
 Tell = Callable[[Residence], int]
 """Lets the stages know what a sequence holds; its number there."""
@@ -20,6 +20,8 @@ Tell = Callable[[Residence], int]
 
 class RemoteObserver:
     """Has what `Admission` needs of `Observer`."""
+
+    watches = False  # the stages forget what rows asked once their probe has ended
 
     def __init__(self, stages: Stages, config: ModelConfig, traced_layers: tuple[int, ...], tell: Tell) -> None:
         self.stages = stages
@@ -32,20 +34,19 @@ class RemoteObserver:
         """See `Observer.record`: the queries stay where they are made."""
         return ProbeRecord(probe, torch.empty(0))
 
-    def observe(self, residence: Residence) -> "RemoteObservation":
+    def observe(self, residence: Residence, probe: ProbeState) -> "RemoteObservation":
         """See `Observer.observe`."""
-        return RemoteObservation(self, residence)
+        return RemoteObservation(self, residence, probe)
 
 
 class RemoteObservation:
     """Implements `agentkv_engine.reuse.Observation`; valid until the plan is made. Every look waits for its stage, and
     for the steps that were ordered before it."""
 
-    def __init__(self, observer: RemoteObserver, residence: Residence) -> None:
-        assert residence.probe is not None, "nothing has been probed"
+    def __init__(self, observer: RemoteObserver, residence: Residence, probe: ProbeState) -> None:
         self._observer = observer
         self._residence = residence
-        self._probes = tuple(record.probe for record in residence.probe.records)
+        self._probes = tuple(record.probe for record in probe.records)
         self._flops = 0
 
     @property
@@ -67,6 +68,11 @@ class RemoteObservation:
         """See `Observation.attention`."""
         (seen,) = self._look("attention", layer, positions, shape=(len(positions), self._residence.view.num_tokens))
         return seen
+
+    def most_read(self, layer: int, positions: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+        """See `Observation.most_read`."""
+        most = self.attention(layer, positions).topk(min(count, self._residence.view.num_tokens))
+        return most.values, most.indices
 
     def reading(self, layer: int, rereads: Sequence[Reread], chosen: Tensor | None = None) -> Reading:
         """See `Observation.reading`."""

@@ -48,7 +48,7 @@ class _RowOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeRows:
-    """Rows of one probe among those of a step: their indices, the rows of the record that they fill, and the record."""
+    """Observed rows of one sequence among those of a step: their indices, and the rows of the record that they fill."""
 
     rows: np.ndarray
     into: np.ndarray
@@ -219,15 +219,14 @@ def _sequence_rows(
 
 
 def _probe_rows(items: tuple[ScheduledSeq, ...], order: _RowOrder, rows_of: list[np.ndarray]) -> Iterator[ProbeRows]:
-    """The rows of each probe that has some in this step."""
+    """The observed rows of each sequence that has some in this step."""
     for item, mine in zip(items, rows_of, strict=True):
-        probe = item.sequence.held.probe
-        if probe is None:
+        if item.record is None:
             continue
         rows = mine[item.rows.observed[order.index_N[mine]]]
         if len(rows):
-            into = probe.records[-1].row_of(order.positions_N[rows])
-            yield ProbeRows(rows=rows, into=into, queries_LRHD=probe.records[-1].queries_LRHD)
+            into = item.record.row_of(order.positions_N[rows])
+            yield ProbeRows(rows=rows, into=into, queries_LRHD=item.record.queries_LRHD)
 
 
 def _logits_rows(items: tuple[ScheduledSeq, ...], order: _RowOrder) -> np.ndarray:

@@ -56,13 +56,18 @@ class Observing(Protocol):
         """Room for what a probe will leave."""
         ...
 
-    def observe(self, residence: Residence) -> Looking:
+    @property
+    def watches(self) -> bool:
+        """Whether rows can be observed beyond the plan."""
+        ...
+
+    def observe(self, residence: Residence, probe: ProbeState) -> Looking:
         """An observation of a sequence whose probe has run."""
         ...
 
 
 class Observer:
-    """Makes observations for one model and pool.
+    """Makes observations for one model and pool; implements `Observing`.
 
     Args:
         decoder: the model; a look is charged in units of one row in one layer of it.
@@ -71,6 +76,8 @@ class Observer:
         look_depth: layers through which rows have to run so that a look at traced layers finds their keys.
         rereader: asks reused rows again.
     """
+
+    watches = True
 
     def __init__(
         self, *, pool: KVPool, decoder: Decoder, levels: Levels, backend: AttentionBackend[Any], operations: Operations
@@ -90,10 +97,9 @@ class Observer:
         shape = (probe.depth, len(probe.positions), *self._query_shape)
         return ProbeRecord(probe, torch.zeros(shape, dtype=self.pool.dtype, device=self.pool.device))
 
-    def observe(self, residence: Residence) -> "LiveObservation":
+    def observe(self, residence: Residence, probe: ProbeState) -> "LiveObservation":
         """An observation of a sequence whose probe has run."""
-        assert residence.probe is not None, "nothing has been probed"
-        return LiveObservation(self, residence, residence.probe)
+        return LiveObservation(self, residence, probe)
 
 
 class LiveObservation:
@@ -137,6 +143,17 @@ class LiveObservation:
         return attention_RP
 
     @torch.inference_mode()
+    def most_read(self, layer: int, positions: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+        """See `Observation.most_read`."""
+        shares_RC = torch.zeros(len(positions), count, device=self._observer.pool.device)
+        keys_RC = torch.zeros_like(shares_RC, dtype=torch.int64)
+        for tile in self._look(layer, positions) if len(positions) else ():
+            most = tile.probabilities().mean(1).topk(min(count, len(tile.keys)))
+            shares_RC[tile.rows, : most.values.shape[1]] = most.values
+            keys_RC[tile.rows, : most.values.shape[1]] = tile.keys[most.indices]
+        return shares_RC, keys_RC
+
+    @torch.inference_mode()
     def reading(self, layer: int, rereads: Sequence[Reread], chosen: Tensor | None = None) -> Reading:
         """See `Observation.reading`."""
         self._check_traced(layer)
@@ -172,9 +189,9 @@ class LiveObservation:
     def _look(self, layer: int, positions: Sequence[int]) -> Iterator["_Tile"]:
         """The queries asked for, in tiles, with the keys that lie before them now, turned to the reader's positions."""
         asked = np.asarray(positions, dtype=np.int64)
-        assert ((asked >= 0) & (asked < self._residence.view.num_tokens)).all(), "these are no rows of the prompt"
         level = self._observer.levels.list_of_layer(layer)
         key_positions, slots, offsets = self._residence.table.readable(level, int(asked.max()) + 1)
+        assert np.isin(asked, key_positions).all(), "these rows have no keys"
         keys_S = self._tensor(key_positions)
         k_SKD = self._observer.pool.stored(layer)[0][self._tensor(slots)]
         if offsets.any():

@@ -21,9 +21,9 @@ from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import RunnerLost, SelectorFailed
 from agentkv_engine.memory_errors import is_out_of_memory
 from agentkv_engine.request import ReuseMode, TokenSources
-from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView
+from agentkv_engine.reuse import Amendment, Draft, PlacedSpan, Probe, RepairPlan, ReuseView
 from agentkv_engine.runner.observer import Observing
-from agentkv_engine.scheduler.sequence import Phase, PrivateSlots, ProbeState, Residence, Rows, Sequence
+from agentkv_engine.scheduler.sequence import Phase, PrivateSlots, ProbeRecord, ProbeState, Residence, Rows, Sequence
 
 Answer = TypeVar("Answer")
 
@@ -68,6 +68,7 @@ class Admission:
     def release(self, seq: Sequence) -> None:
         """Drop all pins of a sequence; it must be admitted again before it can run."""
         residence = seq.held
+        seq.drop_draft()
         if residence.probe is not None:
             residence.probe.scratch.release()
         residence.private.release()
@@ -83,7 +84,7 @@ class Admission:
         residence, probe = seq.held, seq.held.probe
         assert probe is not None
         assert seq.request.selector is not None
-        observation = self._observer.observe(residence)
+        observation = self._observer.observe(residence, probe)
         answer = _ask(seq.request.selector.plan, residence.view, observation)
         seq.row_layers["screening"] += observation.row_layers
         if isinstance(answer, Probe):
@@ -99,9 +100,66 @@ class Admission:
         done = probe.leading_depth == residence.view.num_layers
         self._queue_planned(seq, num_done=residence.view.first_reused if done else 0)
 
-    def index(self, seq: Sequence, *, num_tokens: int) -> None:
-        """Put the full blocks of the first `num_tokens` computed positions into the prefix index."""
+    def record(self, seq: Sequence, rows: Rows) -> ProbeRecord:
+        """Where these rows, some of them observed, leave their queries."""
+        probe = seq.held.probe
+        if probe is not None:
+            return probe.records[-1]
+        positions = tuple(rows.positions[rows.observed].tolist())
+        return self._observer.record(Probe(positions=positions, depth=seq.held.view.num_layers))
+
+    def watch(self, seq: Sequence, record: ProbeRecord, *, asks: bool) -> Draft | Amendment | None:
+        """Let the watch of a sequence see rows that have run, and left this record.
+
+        Args:
+            seq: the sequence.
+            record: of its observed rows.
+            asks: whether to ask it what has to be done before the next token counts. The rows of an amendment are
+                queued then; without an answer the watch is over.
+
+        Raises:
+            SelectorFailed: the watch raised, or broke its contract.
+        """
         residence = seq.held
+        assert residence.watch is not None, f"{seq.request_id} is not watched"
+        observation = self._observer.observe(residence, ProbeState(PrivateSlots(self._pool), records=[record]))
+        _ask(residence.watch.see, observation)
+        answer = _ask(residence.watch.ask, observation, seq.speaking) if asks else None
+        seq.row_layers["screening"] += observation.row_layers
+        if asks:
+            _check_answer(answer, seq)
+            seq.watch_is_over = answer is None
+        if isinstance(answer, Amendment):
+            self._amend(seq, answer)
+        return answer
+
+    def _amend(self, seq: Sequence, amendment: Amendment) -> None:
+        """Queue an amendment's rows. Where others may read already what a row wrote, it writes elsewhere."""
+        residence, num_layers = seq.held, seq.held.view.num_layers
+        assert seq.plan is not None
+        assert seq.sources is not None
+        repairs = np.asarray(amendment.repairs, dtype=np.int64)
+        positions = np.union1d(repairs, seq.speaking)
+        own = residence.own_slots(positions)
+        sealed = (own != NO_SLOT) & self._pool.are_sealed(own)
+        residence.own_P[positions[sealed]] = NO_SLOT
+        residence.depths_P[repairs] = num_layers
+        seq.plan = seq.plan.with_repairs(amendment.repairs, num_layers, left=amendment.left)
+        seq.sources = replace(
+            seq.sources,
+            reused=seq.sources.reused - len(repairs),
+            repaired=seq.sources.repaired + len(repairs),
+            left=amendment.left,
+        )
+        seq.queue = Rows.of(positions, np.full(len(positions), num_layers), np.ones(len(positions), dtype=bool))
+        seq.phase = Phase.AMENDING
+
+    def index(self, seq: Sequence, *, num_tokens: int) -> None:
+        """Put the full blocks of the first `num_tokens` computed positions into the prefix index; where a reply decided
+        what was repaired, those that are exact: the next one may need other rows."""
+        residence = seq.held
+        if seq.plan is not None and seq.plan.watch is not None:
+            num_tokens = min(num_tokens, residence.exact_until)
         first, end = residence.num_indexed, num_tokens // BLOCK_SIZE
         self._prefixes.insert(
             self._blocks(seq).of(seq.token_ids, num_tokens),
@@ -216,7 +274,9 @@ class Admission:
         if not isinstance(plan, RepairPlan):
             raise SelectorFailed(f"the selector answered {type(plan).__name__}, not a plan: mend the selector")
         _check_plan(plan, seq.held.view)
-        seq.plan, seq.planned_spans = plan, seq.held.view.spans
+        if plan.watch is not None and not self._observer.watches:
+            raise SelectorFailed("nothing can be watched in a pipeline: take another selector, e.g. reading_change")
+        seq.plan, seq.planned_spans, seq.watch_is_over = plan, seq.held.view.spans, False
 
     def _queue_probe(self, seq: Sequence, probe: Probe) -> None:
         """Fresh rows before the first reused span come first: in full, and for good, where rows are probed; only as far
@@ -254,7 +314,10 @@ class Admission:
         depths_P[_first_logits(seq) : seq.num_to_forward] = num_layers
         wanted_P[seq.num_to_forward :] = False
         positions = np.flatnonzero(wanted_P)
-        seq.queue = Rows.of(positions, depths_P[positions])
+        if seq.plan.watch is not None and residence.view.spans and not seq.watch_is_over:
+            residence.watch = _ask(seq.plan.watch, residence.view, seq.plan.positions)
+        observed = positions >= (residence.view.first_reused if seq.is_watched else num_known)
+        seq.queue = Rows.of(positions, depths_P[positions], observed)
         seq.phase = Phase.COMPUTING
         residence.depths_P = depths_P
         inexact = np.flatnonzero(reused_P & (depths_P < num_layers))
@@ -332,6 +395,17 @@ def _check_plan(plan: RepairPlan, view: ReuseView) -> None:
     depths = np.asarray(plan.depths, dtype=np.int64)
     if not ((depths >= 1) & (depths <= view.num_layers)).all():
         raise SelectorFailed(f"the selector's plan has depths outside 1..{view.num_layers}: mend the selector")
+
+
+def _check_answer(answer: Draft | Amendment | None, seq: Sequence) -> None:
+    """Hold a watch to its contract."""
+    assert seq.plan is not None
+    if isinstance(answer, Amendment):
+        reused = np.flatnonzero(_mask_of(seq.held.view.spans, seq.num_prompt))
+        if not np.isin(answer.repairs, np.setdiff1d(reused, seq.plan.positions)).all():
+            raise SelectorFailed("the selector's watch repairs rows that are not stale: mend the selector")
+    elif seq.num_drafted or (answer is not None and answer.num_tokens < 1):
+        raise SelectorFailed("the selector's watch drafts nothing, or does nothing with its draft: mend the selector")
 
 
 def _check_probe(probe: Probe, view: ReuseView, state: ProbeState) -> None:

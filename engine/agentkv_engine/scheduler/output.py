@@ -6,7 +6,7 @@ from torch import Tensor
 
 from agentkv_engine.sampling.result import Sampled, TokenLogprobs
 from agentkv_engine.sampling.sampler import Sample
-from agentkv_engine.scheduler.sequence import Residence, Rows, Sequence
+from agentkv_engine.scheduler.sequence import ProbeRecord, Residence, Rows, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,7 @@ class ScheduledSeq:
         num_logits: logits are wanted of the last so many rows.
         samples: whether a token is to be sampled from the last of them.
         num_scored: the log-probability of the known token behind the row is wanted of the first so many of them.
+        record: where its observed rows leave their queries, if there are any.
         residence: what the sequence holds now; by the time of the result it may hold something else, or nothing.
         num_computed: leading positions that have final keys once these rows have run.
         is_last: whether no rows of the sequence are left behind these.
@@ -29,6 +30,7 @@ class ScheduledSeq:
     num_logits: int
     samples: bool = False
     num_scored: int = 0
+    record: ProbeRecord | None = None
     residence: Residence
     num_computed: int
     is_last: bool

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Ordered
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from agentkv_engine.cache.block_pool import BlockPool
 from agentkv_engine.cache.key_table import NO_SLOT
@@ -13,13 +14,17 @@ from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.errors import ConstraintFailed, EngineError, RequestRefused, SelectorFailed
 from agentkv_engine.memory_errors import is_out_of_memory, out_of_memory
 from agentkv_engine.request import FinishReason, ReuseMode, StepOutput, TokenSources
-from agentkv_engine.sampling.result import Sampled
-from agentkv_engine.sampling.sampler import MOST_SCORED_ROWS
+from agentkv_engine.reuse import Amendment, Draft
+from agentkv_engine.sampling.result import Sampled, TokenLogprobs
+from agentkv_engine.sampling.sampler import MOST_SCORED_ROWS, Sample, sample, score
 from agentkv_engine.scheduler.admission import Admission
 from agentkv_engine.scheduler.budget import BudgetPolicy, Load, Spending, StepBudget
 from agentkv_engine.scheduler.decodes_ahead import all_go_on, expected_decodes
 from agentkv_engine.scheduler.output import ScheduledSeq, SchedulerOutput, SeqResult
 from agentkv_engine.scheduler.sequence import NO_ROWS, Phase, Rows, Sequence
+
+_KIND_OF_PHASE = {Phase.DRAFTING: "probe", Phase.AMENDING: "repair"}
+"""Work of rows that run for a phase, as it is counted."""
 
 
 class Scheduler:
@@ -88,6 +93,7 @@ class Scheduler:
         """End a sequence; a running one holds its keys until the next step, so that they can be kept."""
         if seq.phase is Phase.FINISHED:
             return
+        seq.drop_draft()
         if seq.residence is None:
             self._waiting.remove(seq)
         else:
@@ -311,12 +317,14 @@ class Scheduler:
     def _scheduled(self, seq: Sequence, rows: Rows) -> ScheduledSeq:
         num_logits, samples, num_scored = self._wanted(seq, rows)
         left = seq.queue
+        record = self._admission.record(seq, rows) if rows.observed.any() else None
         return ScheduledSeq(
             sequence=seq,
             rows=rows,
             num_logits=num_logits,
             samples=samples,
             num_scored=num_scored,
+            record=record,
             residence=seq.held,
             num_computed=int(left.positions[0]) if len(left) else seq.num_to_forward,
             is_last=len(left) == 0,
@@ -329,6 +337,9 @@ class Scheduler:
         scored."""
         if seq.phase is Phase.PROBING or seq.states is not None:
             return 0, False, 0
+        if seq.is_watched:  # its tokens are chosen, and scored, later
+            speaking = seq.speaking if seq.phase is Phase.AMENDING else seq.speaking[-1:]
+            return int((rows.positions >= speaking.start).sum()), False, 0
         forced, end = seq.request.forced_output is not None, seq.num_to_forward
         first_wanted = end - 1
         if forced:
@@ -350,7 +361,10 @@ class Scheduler:
         self._charge(seq, item.rows)
         if seq.phase is Phase.PROBING:
             return self._finish_probe(seq) if item.is_last else None
-        seq.num_computed = item.num_computed
+        if seq.phase is Phase.COMPUTING:
+            seq.num_computed = item.num_computed
+        if seq.is_watched:
+            return self._advance_watched(item, result)
         if seq.scores_prompt:
             seq.prompt_logprobs += result.scored
         if seq.num_computed < seq.num_prompt:
@@ -368,9 +382,73 @@ class Scheduler:
                 admitted_at=seq.admitted_at,
             )
         if isinstance(result.sampled, ConstraintFailed):
-            self.abort(seq)
-            return StepOutput(request_id=seq.request_id, error=result.sampled)
-        return self._emit(seq, result, self._next_tokens(seq, result.sampled))
+            return self._fail(seq, result.sampled)
+        new = self._next_tokens(seq, result.sampled)
+        return self._emit(seq, new, result.logits[len(result.logits) - len(new) :], result.logprobs)
+
+    def _advance_watched(self, item: ScheduledSeq, result: SeqResult) -> StepOutput | None:
+        """A token counts once the watch has nothing to say: it is chosen here, not in the step."""
+        seq, amends = item.sequence, item.sequence.phase is Phase.AMENDING
+        if amends:
+            seq.held.speech.append(result.logits)
+        if item.record is None:  # rows before those that are watched
+            return None
+        try:
+            answer = self._admission.watch(seq, item.record, asks=item.is_last and not amends and seq.num_to_draft == 0)
+        except Exception as error:
+            if (failure := _own_failure(error)) is None:
+                raise
+            return self._fail(seq, failure)
+        if not item.is_last or isinstance(answer, Amendment):
+            return None
+        if isinstance(answer, Draft):
+            seq.num_to_draft = min(answer.num_tokens, self._limit - len(seq.token_ids))
+        if seq.num_to_draft > 0:
+            self._draft(seq, int(result.logits[-1].argmax()))
+            return None
+        return self._speak(seq, torch.cat(seq.held.speech) if amends else result.logits[-1:])
+
+    def _draft(self, seq: Sequence, token_id: int) -> None:
+        """One more token that may not count."""
+        seq.token_ids.append(token_id)
+        seq.num_drafted += 1
+        seq.num_to_draft = 0 if token_id in seq.request.sampling.stop_token_ids else seq.num_to_draft - 1
+        seq.phase = Phase.DRAFTING
+        seq.queue = self._next_row(seq)
+
+    def _speak(self, seq: Sequence, logits_SV: torch.Tensor) -> StepOutput | None:
+        """The tokens of rows that speak: as long as each is what was drafted, the next row's token counts too."""
+        seq.phase = Phase.COMPUTING
+        seq.held.speech.clear()
+        if seq.num_emitted == 0:
+            self._unindexed[seq] = seq.num_prompt
+        chosen: list[Sampled] = []
+        for logits_1V, drafted in zip(logits_SV.split(1), [*seq.drop_draft(), None], strict=True):
+            sampled = self._choose_token(seq, logits_1V, seq.num_emitted + len(chosen))
+            if isinstance(sampled, ConstraintFailed):
+                return self._fail(seq, sampled)
+            chosen.append(sampled)
+            seq.token_ids.append(sampled.token_id)
+            if sampled.token_id != drafted or self._finish_reason(seq, seq.num_emitted + len(chosen)) is not None:
+                break
+        seq.num_computed = len(seq.token_ids) - 1
+        logprobs = tuple(each.logprobs for each in chosen if each.logprobs is not None)
+        return self._emit(seq, [each.token_id for each in chosen], logits_SV[: len(chosen)], logprobs)
+
+    @staticmethod
+    def _choose_token(seq: Sequence, logits_1V: torch.Tensor, number: int) -> Sample:
+        """The output's token of this number: sampled, or forced."""
+        request = seq.request
+        if request.forced_output is None:
+            return sample(logits_1V, [seq.sampling])[0]
+        token_id = request.forced_output[number]
+        if request.num_logprobs is None:
+            return Sampled(token_id)
+        return Sampled(token_id, *score(logits_1V, [token_id], request.num_logprobs))
+
+    def _next_row(self, seq: Sequence) -> Rows:
+        """The row of the last token."""
+        return Rows.one(len(seq.token_ids) - 1, self._levels.num_layers, observed=seq.is_watched)
 
     def _finish_probe(self, seq: Sequence) -> StepOutput | None:
         try:
@@ -378,48 +456,61 @@ class Scheduler:
         except Exception as error:
             if (failure := _own_failure(error)) is None:
                 raise
-            self.abort(seq)
-            return StepOutput(request_id=seq.request_id, error=failure)
+            return self._fail(seq, failure)
         return None
 
+    def _fail(self, seq: Sequence, error: EngineError) -> StepOutput:
+        """End a sequence with an error."""
+        self.abort(seq)
+        return StepOutput(request_id=seq.request_id, error=error)
+
     def _charge(self, seq: Sequence, rows: Rows) -> None:
-        """Count the layers that ran for the prompt, by kind of work.
+        """Count the layers that ran for the prompt, by kind of work: drafts are probes, amendments repairs.
 
         Rows before the first span that ran in full are final, probed or not: they are fresh work."""
+        if seq.phase in _KIND_OF_PHASE:
+            seq.row_layers[_KIND_OF_PHASE[seq.phase]] += int(rows.depths.sum())
+            return
         if rows.positions[0] >= seq.num_prompt:  # ascending: nothing of the prompt
             return
         in_prompt = rows.positions < seq.num_prompt
         reused = np.zeros(len(rows), dtype=bool)
         for span in seq.held.reused:
             reused |= (rows.positions >= span.start) & (rows.positions < span.end)
-        probe = rows.observed & (rows.positions >= seq.held.view.first_reused)
+        probe = np.zeros(len(rows), dtype=bool)
         if seq.phase is Phase.PROBING:
+            probe = rows.observed & (rows.positions >= seq.held.view.first_reused)
             probe |= ~reused & (rows.depths < self._levels.num_layers)
         for kind, which in (("probe", probe), ("repair", reused & ~probe), ("fresh", ~reused & ~probe)):
             seq.row_layers[kind] += int(rows.depths[which & in_prompt].sum())
 
-    def _emit(self, seq: Sequence, result: SeqResult, new: list[int]) -> StepOutput | None:
+    def _emit(
+        self, seq: Sequence, new: list[int], logits: torch.Tensor, logprobs: tuple[TokenLogprobs, ...]
+    ) -> StepOutput | None:
         if not new:
             return None
         sources = prompt_logprobs = None
-        if seq.num_emitted == 0:
-            if seq.request.prompt_logprobs is not None:
-                prompt_logprobs = (None, *seq.prompt_logprobs)
+        first = seq.num_emitted == 0
+        if first and seq.request.prompt_logprobs is not None:
+            prompt_logprobs = (None, *seq.prompt_logprobs)
+        if first or seq.is_watched:
             sources = self._sources(seq)
         seq.num_emitted += len(new)
-        if (reason := self._finish_reason(seq)) is not None:
+        if (reason := self._finish_reason(seq, seq.num_emitted)) is not None:
             self.finish(seq, reason)
-        elif seq.request.forced_output is None:
-            seq.queue = Rows.one(len(seq.token_ids) - 1, self._levels.num_layers)
+        elif seq.request.forced_output is None or seq.is_watched:
+            seq.queue = self._next_row(seq)
+        elif len(seq.token_ids) < seq.num_prompt + len(seq.request.forced_output):
+            seq.queue = self._forced_rows(seq, seq.request.forced_output)
         return StepOutput(
             request_id=seq.request_id,
             token_ids=tuple(new),
-            logits=result.logits[-len(new) :] if seq.request.return_logits else None,
-            logprobs=result.logprobs,
+            logits=logits if seq.request.return_logits else None,
+            logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
             sources=sources,
-            admitted_at=seq.admitted_at if sources is not None else None,
+            admitted_at=seq.admitted_at if first else None,
         )
 
     @staticmethod
@@ -443,19 +534,22 @@ class Scheduler:
                 return []
             seq.token_ids.append(sampled.token_id)
             return [sampled.token_id]
-        if len(seq.token_ids) == seq.num_prompt:
-            seq.token_ids += forced
-            positions = np.arange(seq.num_prompt, seq.num_to_forward)
-            seq.queue = Rows.of(positions, np.full(len(positions), self._levels.num_layers))
         return list(forced[seq.num_emitted : seq.num_computed - seq.num_prompt + 1])
 
-    def _finish_reason(self, seq: Sequence) -> FinishReason | None:
+    def _forced_rows(self, seq: Sequence, forced: tuple[int, ...]) -> Rows:
+        """All rows of a forced output that are left: its tokens are known."""
+        seq.token_ids += forced[len(seq.token_ids) - seq.num_prompt :]
+        positions = np.arange(seq.num_prompt + seq.num_emitted - 1, seq.num_to_forward)
+        return Rows.of(positions, np.full(len(positions), self._levels.num_layers))
+
+    def _finish_reason(self, seq: Sequence, num_emitted: int) -> FinishReason | None:
+        """Why it ends behind so many tokens."""
         sampling, forced = seq.request.sampling, seq.request.forced_output
         if forced is not None:
-            return FinishReason.STOP if seq.num_emitted == len(forced) else None
+            return FinishReason.STOP if num_emitted == len(forced) else None
         if seq.token_ids[-1] in sampling.stop_token_ids or seq.sampling.is_finished:
             return FinishReason.STOP
-        if seq.num_emitted >= sampling.max_tokens or len(seq.token_ids) >= self._limit:
+        if num_emitted >= sampling.max_tokens or len(seq.token_ids) >= self._limit:
             return FinishReason.LENGTH
         return None
 

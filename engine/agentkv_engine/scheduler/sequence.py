@@ -13,7 +13,7 @@ from agentkv_engine.cache.prefix_index import BlockChain
 from agentkv_engine.config import BLOCK_SIZE
 from agentkv_engine.model.pooled import PooledStates
 from agentkv_engine.request import FinishReason, Request, TokenSources
-from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView
+from agentkv_engine.reuse import PlacedSpan, Probe, RepairPlan, ReuseView, Watch
 from agentkv_engine.sampling.result import TokenLogprobs
 from agentkv_engine.sampling.state import SamplingState
 
@@ -24,10 +24,12 @@ class Phase(Enum):
     WAITING = auto()
     PROBING = auto()
     COMPUTING = auto()
+    DRAFTING = auto()
+    AMENDING = auto()
     FINISHED = auto()
 
 
-NOT_OBSERVED = np.zeros(1, dtype=bool)
+NOT_OBSERVED, OBSERVED = np.zeros(1, dtype=bool), np.ones(1, dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,9 @@ class Rows:
         return cls(positions.astype(np.int64), depths.astype(np.int64), seen)
 
     @classmethod
-    def one(cls, position: int, depth: int) -> "Rows":
-        """A row that nobody observes."""
-        return cls(np.array([position]), np.array([depth]), NOT_OBSERVED)
+    def one(cls, position: int, depth: int, *, observed: bool = False) -> "Rows":
+        """A single row."""
+        return cls(np.array([position]), np.array([depth]), OBSERVED if observed else NOT_OBSERVED)
 
 
 NO_ROWS = Rows.of(np.empty(0), np.empty(0))
@@ -159,6 +161,8 @@ class Residence:
         exact_until: positions before it are exact.
         hops: of its rows that are not exact.
         num_indexed: leading blocks that are in the prefix index.
+        watch: what goes on looking at its rows, once the plan is made.
+        speech: logits so far of the rows whose tokens do not count yet, while they run again.
     """
 
     table: KeyTable
@@ -173,6 +177,8 @@ class Residence:
     hops: int = 0
     num_indexed: int = 0
     probe: ProbeState | None = None
+    watch: Watch | None = None
+    speech: list[torch.Tensor] = field(default_factory=list)
 
     def mean_depths(self, first: int, end: int) -> list[int]:
         """Mean depth spent on the positions of blocks [first, end), rounded down; what was generated is of full
@@ -202,14 +208,19 @@ class Sequence:
     Attributes:
         sampling: what sampling remembers of it.
         prompt_key: equal for requests that may share the KV of their whole prompt; None shares with nobody.
-        token_ids: prompt and everything emitted since (all forced tokens, once the prompt is done).
+        token_ids: prompt and everything emitted since (all forced tokens, once the prompt is done, unless watched), and
+            what is drafted.
         queue: rows still to be scheduled, in order.
         num_under_way: steps that hold rows of it and whose results are not in yet.
-        plan: frozen once made, for the rows of `planned_spans`; survives preemption while no others are read.
+        plan: frozen once made, for the rows of `planned_spans`, but for what its watch adds; survives preemption while
+            no others are read.
         spans: spans that may still be read.
         restored: handles that were brought back into the pool for it.
         reuse_given_up: there was no room for what it reads beside what it writes: full prefill.
         num_emitted: tokens given out so far.
+        watch_is_over: its watch had nothing more to say.
+        num_drafted: tokens at the end that may not count; none while it waits.
+        num_to_draft: tokens that are still to be drafted.
         num_computed: leading positions that have final keys.
         prompt_logprobs: of the prompt's tokens so far, from its second on; survive a preemption.
         states: the mean of the prompt's last hidden states so far, where it is asked for instead of tokens.
@@ -231,6 +242,9 @@ class Sequence:
     planned_spans: tuple[PlacedSpan, ...] = ()
     num_under_way: int = 0
     num_emitted: int = 0
+    watch_is_over: bool = False
+    num_drafted: int = 0
+    num_to_draft: int = 0
     num_computed: int = 0
     finish_reason: FinishReason | None = None
     sources: TokenSources | None = None
@@ -255,8 +269,9 @@ class Sequence:
     @property
     def num_to_forward(self) -> int:
         """Known tokens whose rows are wanted: all, but for the last of a forced output."""
-        forced_out = self.request.forced_output is not None and len(self.token_ids) > self.num_prompt
-        return len(self.token_ids) - forced_out
+        forced = self.request.forced_output
+        num_output = len(self.token_ids) - self.num_prompt
+        return len(self.token_ids) - (forced is not None and num_output == len(forced) and not self.num_drafted)
 
     @property
     def decodes(self) -> bool:
@@ -267,6 +282,23 @@ class Sequence:
     def scores_prompt(self) -> bool:
         """Whether log-probabilities of the prompt are wanted, and not all are there."""
         return self.request.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt - 1
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether its watch is asked before the next token counts."""
+        return self.held.watch is not None and not self.watch_is_over
+
+    @property
+    def speaking(self) -> range:
+        """Positions of the rows whose tokens do not count yet."""
+        return range(len(self.token_ids) - self.num_drafted - 1, len(self.token_ids))
+
+    def drop_draft(self) -> list[int]:
+        """Forget what is drafted; returns it."""
+        count, self.num_drafted, self.num_to_draft = len(self.token_ids) - self.num_drafted, 0, 0
+        drafted = self.token_ids[count:]
+        del self.token_ids[count:]
+        return drafted
 
     @property
     def held(self) -> Residence:

@@ -71,6 +71,7 @@ class Driver:
                 reply = replies[output.request_id]
                 if output.sources is not None:
                     reply.sources = output.sources
+                if output.admitted_at is not None:
                     reply.seconds = time.perf_counter() - started[output.request_id]
                 reply.token_ids += output.token_ids
                 if output.logits is not None:
