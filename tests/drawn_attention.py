@@ -38,6 +38,12 @@ class DrawnAttention:
         self.asked += positions
         return self.attention_LPP[layer, list(positions)]
 
+    def most_read(self, layer: int, positions: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Observation.most_read`."""
+        padded_RP = torch.nn.functional.pad(self.attention_LPP[layer, list(positions)], (0, count))
+        most = padded_RP.topk(count)
+        return most.values, most.indices.clamp(max=self.attention_LPP.shape[-1] - 1)
+
     @property
     def traced_layers(self) -> tuple[int, ...]:
         """See `Observation.traced_layers`."""

@@ -1,6 +1,6 @@
 """Drives an engine to the end of its requests, for tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from agentkv_engine.config import EngineConfig
 from agentkv_engine.engine import Engine
 from agentkv_engine.errors import EngineError
 from agentkv_engine.request import FinishReason, Request, ReuseMode, SamplingParams, TokenLogprobs, TokenSources
-from agentkv_engine.reuse import Observation, PlacedSpan, Probe, RepairPlan, Resident, ReuseView
+from agentkv_engine.reuse import Amendment, Draft, Observation, PlacedSpan, Probe, RepairPlan, Resident, ReuseView
 
 VOCABULARY_SIZE = 460
 ONE = SamplingParams(max_tokens=1)
@@ -159,3 +159,56 @@ def screened(request_id: str, prompt, *spans, plan=None, **options) -> Request:
         selector=plan or FixedPlan({}),
         **{"sampling": ONE, **options},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FixedDrafts:
+    """A selector whose watch drafts and repairs what it is told to.
+
+    Attributes:
+        amendments: for each time that it is asked before a token that may not count yet, how many tokens to draft, and
+            which positions to repair then.
+    """
+
+    amendments: tuple[tuple[int, tuple[int, ...]], ...]
+    watches: list["FixedWatch"] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return "drafts"
+
+    def probe(self, view: ReuseView) -> Probe | None:
+        return None
+
+    def plan(self, view: ReuseView, observation: Observation | None) -> RepairPlan:
+        return RepairPlan(watch=self.watch)
+
+    def watch(self, view: ReuseView, repaired: Sequence[int]) -> "FixedWatch":
+        self.watches.append(FixedWatch(self.amendments, view, tuple(repaired)))
+        return self.watches[-1]
+
+
+@dataclass(slots=True)
+class FixedWatch:
+    """See `FixedDrafts`; remembers the positions of the rows that it saw, and what was drafted."""
+
+    amendments: tuple[tuple[int, tuple[int, ...]], ...]
+    view: ReuseView
+    repaired: tuple[int, ...]
+    saw: list[int] = field(default_factory=list)
+    num_asked: int = 0
+
+    def see(self, observation: Observation) -> None:
+        self.saw += observation.probes[-1].positions
+
+    def ask(self, observation: Observation, speaking: range) -> Draft | Amendment | None:
+        if self.num_asked == len(self.amendments):
+            return None
+        num_tokens, repairs = self.amendments[self.num_asked]
+        if len(speaking) == 1 and num_tokens:
+            return Draft(num_tokens=num_tokens)
+        self.num_asked += 1
+        stale = {p for span in self.view.spans for p in range(span.start, span.end)} - set(self.repaired)
+        chosen = tuple(p for p in repairs if p in stale)
+        self.repaired += chosen
+        return Amendment(repairs=chosen, left=0.25)

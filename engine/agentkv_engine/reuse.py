@@ -7,7 +7,7 @@ a full prefill).
 
 A plan may leave a *watch* behind: it sees what the reply's first rows read, and has rows repaired for them.
 
-Shapes: L layers, R observed rows, P prompt positions, C keys of a row.
+Shapes: L layers, R observed rows, P prompt positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -192,8 +192,8 @@ class Observation(Protocol):
             count: keys a row.
 
         Returns:
-            Shares float32 and their keys' positions int64, [len(positions), C] each, C at most `count`; a row that sees
-            fewer keys has shares of 0.
+            Shares float32 and their keys' positions int64, [len(positions), count] each; shares of 0 where a row sees
+            fewer keys.
         """
         ...
 

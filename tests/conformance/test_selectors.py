@@ -1,14 +1,15 @@
 """What every selector owes the engine, whatever its rule: plans inside the spans, within the budget, in order."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv.screening.selectors.budget import BudgetedSelector, plan_without_choice
 from agentkv.screening.selectors.registry import SELECTORS, parse_selector
-from agentkv_engine.reuse import PlacedSpan, RepairPlan, ReuseView
+from agentkv_engine.reuse import Amendment, Draft, PlacedSpan, Probe, RepairPlan, ReuseView
 from drawn_attention import DrawnAttention
 
 NAMES = [
@@ -23,6 +24,8 @@ NAMES = [
     "value_deviation(0.5, 2)",
     "reading_change(0.0)",
     "reading_change(0.6)",
+    "draft_reading(0.0)",
+    "draft_reading(0.5, 3)",
     "propagated_attention(0.4, 0.1, 2)",
     "propagated_attention(1.0)",
 ]
@@ -66,15 +69,36 @@ def plan(selector: BudgetedSelector, view: ReuseView, *, stored: bool = True) ->
     if probe is None:
         answer = selector.plan(view, None)
         assert isinstance(answer, RepairPlan)
-        return answer
+        return watched(answer, view, stored=stored)
     probes = [probe]
     while True:
         answer = selector.plan(view, DrawnAttention.at_random(view, *probes, stored=stored))
         if isinstance(answer, RepairPlan):
-            return answer
+            return watched(answer, view, stored=stored)
         assert not {p for probe in probes for p in probe.positions} & set(answer.positions)
         probes.append(answer)
         assert len(probes) < 20, "the rule never makes up its mind"
+
+
+def watched(plan: RepairPlan, view: ReuseView, *, stored: bool) -> RepairPlan:
+    """What a plan and its watch repair, the watch being asked before one token."""
+    if plan.watch is None:
+        return plan
+    watch, speaking = plan.watch(view, plan.positions), range(view.num_tokens - 1, view.num_tokens)
+    answer: object = None
+    for _ in range(2):
+        known = replace(view, num_tokens=speaking.stop)
+        rows = Probe(positions=tuple(speaking), depth=view.num_layers)
+        observation = DrawnAttention.at_random(known, rows, stored=stored)
+        watch.see(observation)
+        answer = watch.ask(observation, speaking)
+        if not isinstance(answer, Draft):
+            break
+        speaking = range(speaking.start, speaking.stop + answer.num_tokens)
+    assert isinstance(answer, Amendment), "it never makes up its mind"
+    assert list(answer.repairs) == sorted(set(answer.repairs))
+    assert not set(answer.repairs) & set(plan.positions)
+    return plan.with_repairs(answer.repairs, view.num_layers, left=answer.left)
 
 
 def changed_rows(view: ReuseView) -> Iterator[int]:
@@ -108,7 +132,8 @@ def test_plan_keeps_to_the_budget(selector: BudgetedSelector, view: ReuseView) -
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_without_traces_rows_are_looked_at_once_and_in_time(selector: BudgetedSelector, view: ReuseView) -> None:
     """But for rules that live on traces: they say so."""
-    if selector.name.startswith("reading_change") and selector.probe(view) is not None:
+    lives_on_traces = selector.name.startswith(("reading_change", "draft_reading"))
+    if lives_on_traces and plan_without_choice(view, selector.ratio) is None:
         with pytest.raises(ValueError, match="trace_layers"):
             plan(selector, view, stored=False)
         return

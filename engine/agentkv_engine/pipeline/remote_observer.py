@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from agentkv_engine.model.model_config import ModelConfig
 from agentkv_engine.pipeline.messages import Look, Question
@@ -71,8 +72,9 @@ class RemoteObservation:
 
     def most_read(self, layer: int, positions: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
         """See `Observation.most_read`."""
-        most = self.attention(layer, positions).topk(min(count, self._residence.view.num_tokens))
-        return most.values, most.indices
+        seen_RP = self.attention(layer, positions)
+        most = pad(seen_RP, (0, max(count - seen_RP.shape[1], 0))).topk(count)
+        return most.values, most.indices.clamp(max=seen_RP.shape[1] - 1)
 
     def reading(self, layer: int, rereads: Sequence[Reread], chosen: Tensor | None = None) -> Reading:
         """See `Observation.reading`."""
