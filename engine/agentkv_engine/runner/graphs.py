@@ -28,6 +28,10 @@ MOST_ROWS = 1024
 
 MOST_GRAPHS = 64
 
+FREE_FOR_CAPTURE = 1 << 30
+"""Bytes of the device below which memory that torch holds in reserve is given back before a capture: it can't be during
+one."""
+
 Hidden = tuple[Tensor, Tensor | None]
 Capture = Callable[[Callable[[], Hidden]], tuple[Hidden, Callable[[], None]]]
 """Runs something and captures it: its results, and what runs it again and puts new ones in their place."""
@@ -308,18 +312,23 @@ def _reserved_bytes() -> int:
 
 
 def cuda_capture() -> Capture:
-    """Captures CUDA graphs that share one memory pool: they are never run at once. Other threads may use the device."""
-    shared = torch.cuda.graph_pool_handle()
+    """Captures CUDA graphs that share one memory pool: they are never run at once. Other threads may use the device.
+
+    `torch.cuda.graph` would empty the allocators of both memories each time, which the steps that follow pay for."""
+    shared, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def capture(run: Callable[[], Hidden]) -> tuple[Hidden, Callable[[], None]]:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # once before: kernels are compiled and loaded
-            run()
-        torch.cuda.current_stream().wait_stream(side)
+        run()  # once before: kernels are compiled and loaded
+        torch.cuda.synchronize()
+        if torch.cuda.mem_get_info()[0] < FREE_FOR_CAPTURE:
+            torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=shared, capture_error_mode="thread_local"):
-            hidden = run()
+        with torch.cuda.stream(side):
+            graph.capture_begin(pool=shared, capture_error_mode="thread_local")
+            try:
+                hidden = run()
+            finally:
+                graph.capture_end()
         return hidden, graph.replay
 
     return capture

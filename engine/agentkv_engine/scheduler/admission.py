@@ -8,6 +8,7 @@ are wanted.
 from collections.abc import Callable
 from collections.abc import Sequence as Ordered
 from dataclasses import replace
+from itertools import groupby
 from typing import TypeVar
 
 import numpy as np
@@ -366,15 +367,14 @@ def _num_exact(entries: list[PrefixEntry]) -> int:
 def _screened_hits(entries: list[PrefixEntry]) -> list[PlacedSpan]:
     """Entries from the first that is not exact on, as spans whose context has not changed."""
     hits: list[PlacedSpan] = []
-    num_exact = _num_exact(entries)
-    for number, entry in enumerate(entries[num_exact:], start=num_exact):
-        start = number * BLOCK_SIZE
-        if hits and hits[-1].end == start and hits[-1].hops == entry.hops:
-            depth = min(hits[-1].depth_spent, entry.depth_spent)
-            hits[-1] = replace(hits[-1], end=start + BLOCK_SIZE, depth_spent=depth)
-        else:
-            end = start + BLOCK_SIZE
-            hits.append(PlacedSpan(start=start, end=end, handle=None, hops=entry.hops, depth_spent=entry.depth_spent))
+    start = _num_exact(entries)
+    for hops, group in groupby(entries[start:], key=lambda entry: entry.hops):
+        depths = [entry.depth_spent for entry in group]
+        end = start + len(depths)
+        hits.append(
+            PlacedSpan(start=start * BLOCK_SIZE, end=end * BLOCK_SIZE, handle=None, hops=hops, depth_spent=min(depths))
+        )
+        start = end
     return hits
 
 
