@@ -43,7 +43,7 @@ def called_again(run_step):
         for old, new in zip(hidden, run_step(), strict=True):
             old.copy_(new)
 
-    return hidden, replay
+    return hidden, replay, 0
 
 
 def engine_with(decoder, *, replayed: bool, **options) -> tuple[Engine, GraphForward | None]:

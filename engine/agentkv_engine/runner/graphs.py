@@ -33,8 +33,9 @@ FREE_FOR_CAPTURE = 1 << 30
 one."""
 
 Hidden = tuple[Tensor, Tensor | None]
-Capture = Callable[[Callable[[], Hidden]], tuple[Hidden, Callable[[], None]]]
-"""Runs something and captures it: its results, and what runs it again and puts new ones in their place."""
+Capture = Callable[[Callable[[], Hidden]], tuple[Hidden, Callable[[], None], int]]
+"""Runs something and captures it: its results, what runs it again and puts new ones in their place, and the bytes of
+memory that were taken for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +178,6 @@ class GraphForward:
         """Capture a graph for a size; None, and no other try, where memory lacks or the size can't be reserved."""
         if self._used >= self._memory:
             return None
-        reserved_before = _reserved_bytes()
         try:
             reserved = [self._backend.reserve(size.num_rows, room) for room in size.rooms]
             if any(prepared is None for prepared in reserved):
@@ -190,7 +190,7 @@ class GraphForward:
         except torch.cuda.OutOfMemoryError:
             self._memory = 0
             return None
-        self._used += _reserved_bytes() - reserved_before
+        self._used += graph.num_bytes
         self._graphs[size] = graph
         if len(self._graphs) > MOST_GRAPHS:
             self._graphs.popitem(last=False)
@@ -230,6 +230,14 @@ class _Graph:
         self._ends_early = size.num_last is not None
         self._hidden: Hidden | None = None
         self._replay: Callable[[], None] | None = None
+        self._captured_bytes = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its buffers, and those that its capture took beside what earlier ones had left."""
+        metadata = [launch.flat for prepared in self._reserved for launch in prepared.launches]
+        queries = [record.queries_LRHD for record in self._recorded]
+        return self._captured_bytes + sum(buffer.nbytes for buffer in (self._rows_5N, *metadata, *queries))
 
     def fill(self, rows: StepInput) -> bool:
         """Put a step's data into the buffers; False where it does not fit."""
@@ -254,7 +262,9 @@ class _Graph:
 
     def capture(self, capture: Capture) -> None:
         """What the buffers hold is run for real; running it again writes the same."""
-        self._hidden, self._replay = capture(lambda: self._decoder.hidden(self._step(), self._before))
+        self._hidden, self._replay, self._captured_bytes = capture(
+            lambda: self._decoder.hidden(self._step(), self._before)
+        )
 
     def take(self, before: Tensor | None) -> None:
         """Put in what comes out of the stage before."""
@@ -307,28 +317,24 @@ class _Graph:
         )
 
 
-def _reserved_bytes() -> int:
-    return torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
-
-
 def cuda_capture() -> Capture:
     """Captures CUDA graphs that share one memory pool: they are never run at once. Other threads may use the device.
 
     `torch.cuda.graph` would empty the allocators of both memories each time, which the steps that follow pay for."""
     shared, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
-    def capture(run: Callable[[], Hidden]) -> tuple[Hidden, Callable[[], None]]:
+    def capture(run: Callable[[], Hidden]) -> tuple[Hidden, Callable[[], None], int]:
         run()  # once before: kernels are compiled and loaded
         torch.cuda.synchronize()
         if torch.cuda.mem_get_info()[0] < FREE_FOR_CAPTURE:
             torch.cuda.empty_cache()
-        graph = torch.cuda.CUDAGraph()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved()
         with torch.cuda.stream(side):
             graph.capture_begin(pool=shared, capture_error_mode="thread_local")
             try:
                 hidden = run()
             finally:
                 graph.capture_end()
-        return hidden, graph.replay
+        return hidden, graph.replay, torch.cuda.memory_reserved() - before
 
     return capture

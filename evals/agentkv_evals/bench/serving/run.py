@@ -1,6 +1,7 @@
 """`agentkv bench serve`, once its options are read: drives one service with every load, number and arm, interleaved."""
 
 import asyncio
+import gc
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -116,6 +117,8 @@ async def _measure(
         await drive(
             service, arm, make, concurrency=some, seconds=settings.seconds, most=some, name=f"warm-up {arm.name}"
         )
+    gc.collect()
+    gc.freeze()  # as the server does: a collection of all that was imported takes as long as many steps
     for number in range(settings.rounds):
         for load, make in makers.items():
             for concurrency in settings.concurrency:
