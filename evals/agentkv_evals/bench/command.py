@@ -91,6 +91,17 @@ def ttft(
 
 
 @bench.command()
+def plot(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="What `agentkv bench ttft --json` wrote.")],
+    target: Annotated[Path, typer.Argument(metavar="SVG", help="The plot.")],
+) -> None:
+    """Draw how many times faster than full prefill the first token comes, over the rows that run."""
+    from agentkv_evals.bench.ttft_plot import plot_ttft  # noqa: PLC0415
+
+    plot_ttft(source, target)
+
+
+@bench.command()
 def decode(
     model_shape: ModelShape = Shape.SMALL,
     length: Annotated[

@@ -15,6 +15,7 @@ from agentkv_evals.bench.peers_run import NUM_CLIENTS, run_peers
 from agentkv_evals.bench.rates import Rates, floor_seconds
 from agentkv_evals.bench.reuse_run import ReuseSettings, run_reuse
 from agentkv_evals.bench.run import Settings, run_benchmark
+from agentkv_evals.bench.ttft_plot import plot_ttft
 from fakes import FakeService, running_server
 
 
@@ -37,6 +38,19 @@ def test_both_arms_are_measured_and_written(tmp_path) -> None:
     assert len(full["ttft_ms"]) == len(screened["ttft_ms"]) == 1
     assert len(screened["steps_ms_median"]) == 2  # probe, then the planned rows
     assert full["times_faster_median"] == 1
+
+
+def test_a_run_is_drawn_and_other_files_are_refused(tmp_path) -> None:
+    run_small(tmp_path)
+    plot_ttft(tmp_path / "figures.json", tmp_path / "figures.svg")
+    drawn = (tmp_path / "figures.svg").read_text(encoding="utf-8")
+    assert drawn.startswith("<svg")
+    for content in ("{}", "no json"):
+        (tmp_path / "other.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"other\.json is no file of"):
+            plot_ttft(tmp_path / "other.json", tmp_path / "other.svg")
+    with pytest.raises(ConfigError, match="can't write"):
+        plot_ttft(tmp_path / "figures.json", tmp_path)
 
 
 def test_what_is_reused_comes_from_host_memory(tmp_path) -> None:
