@@ -76,9 +76,10 @@ def align(
 def _same(reader: Tokens, kept: Tokens, end: int) -> bool:
     """Whether the two are the same throughout, and all of it lies before `end`: the common case, and a cheap test."""
     return (
-        np.array_equal(reader.token_ids, kept.token_ids)
-        and np.array_equal(reader.starts, kept.starts)
-        and np.array_equal(reader.ends, kept.ends)
+        len(reader.token_ids) == len(kept.token_ids)
+        and bool((reader.token_ids == kept.token_ids).all())
+        and bool((reader.starts == kept.starts).all())
+        and bool((reader.ends == kept.ends).all())
         and (not len(reader.ends) or bool(reader.ends[-1] <= end))
     )
 

@@ -54,6 +54,10 @@ class Trail:
         """Length of the sequence."""
         return int(self.starts[-1])
 
+    def num_begun(self, position: int) -> int:
+        """Chunks that begin before a position."""
+        return min(int(self.starts.searchsorted(position)), len(self.digests))
+
     @cached_property
     def distinct(self) -> "_Distinct":
         """The different chunks of the sequence."""
@@ -134,10 +138,12 @@ class Comparison:
 
     def at(self, author_position: int, reader_position: int) -> Change:
         """The change for a token that stood at `author_position` and stands at `reader_position` now."""
-        num_before = int(np.searchsorted(self._reader.starts[:-1], reader_position))
-        unseen = np.flatnonzero(self._seen_at[:num_before] >= author_position)
-        num_known = int(np.searchsorted(self._author.starts[:-1], author_position))
-        gone = np.flatnonzero(self._stands_at[:num_known] >= reader_position)
+        num_before = self._reader.num_begun(reader_position)
+        unseen = (self._seen_at[:num_before] >= author_position).nonzero()[0]
+        num_known = self._author.num_begun(author_position)
+        gone = (self._stands_at[:num_known] >= reader_position).nonzero()[0]
+        if not len(gone):
+            return Change(unseen=_ranges(self._reader.starts, unseen, reader_position), num_gone=0)
         ends = np.minimum(self._author.starts[gone + 1], author_position)
         return Change(
             unseen=_ranges(self._reader.starts, unseen, reader_position),

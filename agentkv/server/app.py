@@ -3,6 +3,7 @@
 import gc
 import ipaddress
 import logging
+import sys
 import time
 
 import uvicorn
@@ -47,6 +48,10 @@ _BODIES = {
     "/detokenize": DetokenizeBody,
     "/v1/agentkv/segments/warm": WarmBody,
 }
+_SWITCH_SECONDS = 5e-4
+"""How long one thread keeps another from running: the engine's plans its steps in Python while the loop has to send the
+tokens of the last one, and the loop sends while the engine waits to begin."""
+
 _logger = logging.getLogger("uvicorn.error")
 
 
@@ -105,6 +110,7 @@ def serve(service: HostedService, host: str, port: int, settings: ServerSettings
         _logger.warning("%s is open to others and no API key is set: anybody who reaches it may use it", host)
     gate = make_gate(settings)
     gc.collect()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     gc.freeze()  # what is loaded by now stays: a collection that goes through it takes as long as several steps
     config = uvicorn.Config(
         create_app(service, settings, gate),

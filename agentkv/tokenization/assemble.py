@@ -94,8 +94,9 @@ def assemble(
     found = [p.piece or pieces[layout.text[p.start : p.end]] for p in parts]
     none = [np.zeros(0, np.int32)]
     ids = np.concatenate(none + [piece.token_ids for piece in found])
-    starts = np.concatenate(none + [piece.starts + p.start for p, piece in zip(parts, found, strict=True)])
-    ends = np.concatenate(none + [piece.ends + p.start for p, piece in zip(parts, found, strict=True)])
+    origins = np.repeat(np.asarray([p.start for p in parts], np.int32), [len(piece.token_ids) for piece in found])
+    starts = np.concatenate(none + [piece.starts for piece in found]) + origins
+    ends = np.concatenate(none + [piece.ends for piece in found]) + origins
     return Prompt(
         token_ids=tuple(ids.tolist()),
         messages=_messages(layout, messages, starts, ends),
