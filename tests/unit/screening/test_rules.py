@@ -208,7 +208,7 @@ def test_behind_the_first_traced_layer_only_rows_that_change_most_are_looked_at(
     seen.attention_LPP[0, 60:85, 25] = 0.5
     seen.attention_LPP[1, 61, 25], seen.attention_LPP[2, 62, 25] = 0.2, 0.1
     seen.attention_LPP[1:, 55, 25] = 9.0
-    change_R = changes(prompt, seen, [*range(50, 100)])
+    change_R = changes(seen, unread_messages(prompt))
     assert change_R[5] == 0
     expected = (2 * 0.5, 2 * (0.5 + 0.2), 2 * (0.5 + 0.1), 2 * 0.5)  # 25 is read, and is left out
     assert change_R[10:14].tolist() == pytest.approx(expected)
