@@ -109,13 +109,25 @@ def last_rows_attention(q_RHD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> Tensor:
 
 
 def _attend_decodes(q_AHD: Tensor, pool: KVPool, layer: int, decodes: Decodes) -> Tensor:
-    """The heads that share keys are rows of one: no key is repeated."""
+    """The heads that share keys are rows of one: no key is repeated.
+
+    In float32 two products and a softmax over all heads are quicker than flash attention, which multiplies head by
+    head; torch's batched product of shorter numbers is slow.
+    """
     k_1KSD, v_1KSD = pool.stored_by_head(layer)
-    q_A1KGD = q_AHD.view(q_AHD.shape[0], 1, k_1KSD.shape[1], -1, q_AHD.shape[2])
-    outs = [
-        F.scaled_dot_product_attention(q_1KGD, k_1KSD.narrow(2, first, count), v_1KSD.narrow(2, first, count))
-        for q_1KGD, (first, count) in zip(q_A1KGD.unbind(), decodes.keys, strict=True)
-    ]
+    q_AKGD = q_AHD.view(q_AHD.shape[0], k_1KSD.shape[1], -1, q_AHD.shape[2])
+    if q_AHD.dtype is torch.float32:
+        k_KDS, v_KSD = k_1KSD[0].transpose(1, 2), v_1KSD[0]
+        scaled_AKGD = q_AKGD * q_AHD.shape[2] ** -0.5
+        outs = [
+            torch.bmm(torch.bmm(q_KGD, k_KDS.narrow(2, first, count)).softmax(-1), v_KSD.narrow(1, first, count))
+            for q_KGD, (first, count) in zip(scaled_AKGD.unbind(), decodes.keys, strict=True)
+        ]
+    else:
+        outs = [
+            F.scaled_dot_product_attention(q_1KGD, k_1KSD.narrow(2, first, count), v_1KSD.narrow(2, first, count))
+            for q_1KGD, (first, count) in zip(q_AKGD.unsqueeze(1).unbind(), decodes.keys, strict=True)
+        ]
     return (outs[0] if len(outs) == 1 else torch.cat(outs)).view(q_AHD.shape)
 
 

@@ -110,7 +110,7 @@ class TorchOperations:
     def swiglu(self, gate_up_N2F: Tensor) -> Tensor:
         """See `Operations.swiglu`."""
         gate_NF, up_NF = gate_up_N2F.chunk(2, dim=-1)
-        return F.silu(gate_NF) * up_NF
+        return F.silu(gate_NF).mul_(up_NF)
 
     def rotate_and_store(
         self, qkv_WX: Tensor, places_W: RowPlaces, num_attending: int, pool: KVPool, layer: int

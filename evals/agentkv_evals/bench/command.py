@@ -289,6 +289,7 @@ def engine(
         list[str] | None,
         typer.Option(metavar="TEXT", help="Only cases with this in their name, repeatable.", show_default="all"),
     ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a reply; fewer for a large model.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each arm; one more is dropped.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="Of both arms.")] = 1,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a decode step goes.")] = False,
@@ -303,6 +304,7 @@ def engine(
     run_engine(
         shape=model_shape.value,
         names=case or [],
+        tokens=tokens,
         rounds=rounds,
         threads=threads,
         profile=profile,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from agentkv_evals.bench.model_pair import ModelPair
 
 BATCH = 8
-PROMPT, REPLY = 32, 64
+PROMPT = 32
 NUM_ARRIVALS = 32
 
 
@@ -26,8 +26,14 @@ class Case:
     bar_large: float
 
 
-def cases(pair: ModelPair, *, seed: int) -> Iterator[Case]:
-    """All cases, quick ones first."""
+def cases(pair: ModelPair, *, num_tokens: int, seed: int) -> Iterator[Case]:
+    """All cases, quick ones first.
+
+    Args:
+        pair: what runs them.
+        num_tokens: of a reply; the most, where lengths are mixed.
+        seed: of prompts and lengths.
+    """
     lot = random.Random(seed)
 
     def prompt(length: int) -> list[int]:
@@ -37,22 +43,22 @@ def cases(pair: ModelPair, *, seed: int) -> Iterator[Case]:
     one = eight[:1]
     yield Case(
         name="decode, batch 1",
-        ours=lambda: pair.ours(one, [REPLY]),
-        theirs=lambda: pair.theirs(one, REPLY),
+        ours=lambda: pair.ours(one, [num_tokens]),
+        theirs=lambda: pair.theirs(one, num_tokens),
         bar=1.0,
         bar_large=0.97,
     )
     yield Case(
         name="decode, batch 8",
-        ours=lambda: pair.ours(eight, [REPLY] * BATCH),
-        theirs=lambda: pair.theirs(eight, REPLY),
+        ours=lambda: pair.ours(eight, [num_tokens] * BATCH),
+        theirs=lambda: pair.theirs(eight, num_tokens),
         bar=1.2,
         bar_large=0.97,
     )
     yield Case(
         name="batch 8 / one by one",
-        ours=lambda: pair.ours(eight, [REPLY] * BATCH),
-        theirs=lambda: [pair.theirs([single], REPLY) for single in eight],
+        ours=lambda: pair.ours(eight, [num_tokens] * BATCH),
+        theirs=lambda: [pair.theirs([single], num_tokens) for single in eight],
         bar=3.0,
         bar_large=0.97,
     )
@@ -66,7 +72,7 @@ def cases(pair: ModelPair, *, seed: int) -> Iterator[Case]:
             bar_large=0.97,
         )
     mixed = [prompt(lot.randint(16, 256)) for _ in range(NUM_ARRIVALS)]
-    replies = [lot.randint(8, REPLY) for _ in mixed]
+    replies = [lot.randint(min(8, num_tokens), num_tokens) for _ in mixed]
     groups = [slice(first, first + BATCH) for first in range(0, NUM_ARRIVALS, BATCH)]
     yield Case(
         name="32 arrivals / padded batches",

@@ -24,6 +24,7 @@ def run_engine(
     *,
     shape: str,
     names: Sequence[str],
+    tokens: int,
     rounds: int,
     threads: int,
     profile: bool,
@@ -44,12 +45,13 @@ def run_engine(
             content = _profile(pair.engine, seed, console)
         else:
             large = sum(parameter.numel() for parameter in pair.reference.parameters()) > 30_000_000
-            chosen = [case for case in cases(pair, seed=seed) if not names or any(n in case.name for n in names)]
+            everything = cases(pair, num_tokens=tokens, seed=seed)
+            chosen = [case for case in everything if not names or any(n in case.name for n in names)]
             if not chosen:
                 raise ConfigError(f"no case is called {', '.join(names)}: see `agentkv bench engine --help`")
             content = {"cases": [_measure(case, rounds, large=large) for case in chosen]}
             console.print(_table(content["cases"], shape, threads))
-    content |= {"shape": shape, "seed": seed, "environment": environment(), "processor": processor("cpu")}
+    content |= {"shape": shape, "tokens": tokens, "seed": seed, "environment": environment(), "processor": processor("cpu")}
     if json_file is not None:
         json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content
