@@ -51,7 +51,8 @@ def run_engine(
                 raise ConfigError(f"no case is called {', '.join(names)}: see `agentkv bench engine --help`")
             content = {"cases": [_measure(case, rounds, large=large) for case in chosen]}
             console.print(_table(content["cases"], shape, threads))
-    content |= {"shape": shape, "tokens": tokens, "seed": seed, "environment": environment(), "processor": processor("cpu")}
+    content |= {"shape": shape, "tokens": tokens, "seed": seed}
+    content |= {"environment": environment(), "processor": processor("cpu")}
     if json_file is not None:
         json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content
