@@ -8,6 +8,7 @@ from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest
 from agentkv.grammar import GrammarCompiler
 from agentkv.screening.calibration import Calibration
 from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv.screening.selectors.draft_reading import DraftReading
 from agentkv.screening.selectors.reading_change import ReadingChange
 from agentkv.screening.selectors.registry import parse_selector
 from agentkv.screening.selectors.until import Until
@@ -110,8 +111,10 @@ class EngineRequests:
 
     def _until(self, selector: BudgetedSelector) -> BudgetedSelector:
         """The rule, or one that deepens it to the service's target."""
-        if isinstance(selector, ReadingChange) and not self._traced_layers:
-            raise ConfigError("reading_change asks traces, and no layer is traced: set trace_layers to 1 or more")
+        if isinstance(selector, (ReadingChange, DraftReading)) and not self._traced_layers:
+            raise ConfigError(f"{selector.name} asks traces, and no layer is traced: set trace_layers to 1 or more")
+        if isinstance(selector, DraftReading) and self._config.pipeline_stages is not None:
+            raise ConfigError(f"{selector.name} watches the reply, which a pipeline can't: take reading_change")
         if self._config.target_kl is None:
             return selector
         if self._calibration is None:

@@ -199,7 +199,7 @@ class FixedWatch:
     num_asked: int = 0
 
     def see(self, observation: Observation) -> None:
-        self.saw += observation.probes[-1].positions
+        self.saw += [position for probe in observation.probes for position in probe.positions]
 
     def ask(self, observation: Observation, speaking: range) -> Draft | Amendment | None:
         if self.num_asked == len(self.amendments):

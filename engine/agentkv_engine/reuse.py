@@ -254,8 +254,7 @@ class Watch(Protocol):
     the next token counts."""
 
     def see(self, observation: Observation) -> None:
-        """The rows of the observation's last probe have run, through all layers; of the observation only attention may
-        be asked."""
+        """The rows of the observation's probes have run, through all layers."""
         ...
 
     def ask(self, observation: Observation, speaking: range) -> Draft | Amendment | None:

@@ -86,7 +86,9 @@ class DraftWatch:
         """See `Watch.see`."""
         if self._is_done:
             return
-        positions = observation.probes[-1].positions
+        positions = [position for probe in observation.probes for position in probe.positions]
+        if not positions:
+            return
         for layer in range(self._view.num_layers):
             self._reads.put(layer, observation, positions)
 

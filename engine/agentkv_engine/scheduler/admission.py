@@ -109,12 +109,11 @@ class Admission:
         positions = tuple(rows.positions[rows.observed].tolist())
         return self._observer.record(Probe(positions=positions, depth=seq.held.view.num_layers))
 
-    def watch(self, seq: Sequence, record: ProbeRecord, *, asks: bool) -> Draft | Amendment | None:
-        """Let the watch of a sequence see rows that have run, and left this record.
+    def watch(self, seq: Sequence, *, asks: bool) -> Draft | Amendment | None:
+        """Let the watch of a sequence see rows that have run, and left their queries.
 
         Args:
             seq: the sequence.
-            record: of its observed rows.
             asks: whether to ask it what has to be done before the next token counts. The rows of an amendment are
                 queued then; without an answer the watch is over.
 
@@ -123,9 +122,11 @@ class Admission:
         """
         residence = seq.held
         assert residence.watch is not None, f"{seq.request_id} is not watched"
-        observation = self._observer.observe(residence, ProbeState(PrivateSlots(self._pool), records=[record]))
+        seen = ProbeState(PrivateSlots(self._pool), records=residence.unseen)
+        observation = self._observer.observe(residence, seen)
         _ask(residence.watch.see, observation)
         answer = _ask(residence.watch.ask, observation, seq.speaking) if asks else None
+        residence.unseen = []
         seq.row_layers["screening"] += observation.row_layers
         if asks:
             _check_answer(answer, seq)

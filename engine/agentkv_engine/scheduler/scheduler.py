@@ -391,10 +391,12 @@ class Scheduler:
         seq, amends = item.sequence, item.sequence.phase is Phase.AMENDING
         if amends:
             seq.held.speech.append(result.logits)
-        if item.record is None:  # rows before those that are watched
-            return None
+        if item.record is not None:
+            seq.held.unseen.append(item.record)
+        if seq.num_to_draft > 0:
+            return self._draft(seq, result.logits)
         try:
-            answer = self._admission.watch(seq, item.record, asks=item.is_last and not amends and seq.num_to_draft == 0)
+            answer = self._admission.watch(seq, asks=item.is_last and not amends)
         except Exception as error:
             if (failure := _own_failure(error)) is None:
                 raise
@@ -404,12 +406,12 @@ class Scheduler:
         if isinstance(answer, Draft):
             seq.num_to_draft = min(answer.num_tokens, self._limit - len(seq.token_ids))
         if seq.num_to_draft > 0:
-            self._draft(seq, int(result.logits[-1].argmax()))
-            return None
+            return self._draft(seq, result.logits)
         return self._speak(seq, torch.cat(seq.held.speech) if amends else result.logits[-1:])
 
-    def _draft(self, seq: Sequence, token_id: int) -> None:
-        """One more token that may not count."""
+    def _draft(self, seq: Sequence, logits: torch.Tensor) -> None:
+        """One more token that may not count: the likeliest behind the last row."""
+        token_id = int(logits[-1].argmax())
         seq.token_ids.append(token_id)
         seq.num_drafted += 1
         seq.num_to_draft = 0 if token_id in seq.request.sampling.stop_token_ids else seq.num_to_draft - 1

@@ -162,6 +162,7 @@ class Residence:
         hops: of its rows that are not exact.
         num_indexed: leading blocks that are in the prefix index.
         watch: what goes on looking at its rows, once the plan is made.
+        unseen: what rows have left that the watch has not seen yet: those of a draft are seen together.
         speech: logits so far of the rows whose tokens do not count yet, while they run again.
     """
 
@@ -178,6 +179,7 @@ class Residence:
     num_indexed: int = 0
     probe: ProbeState | None = None
     watch: Watch | None = None
+    unseen: list[ProbeRecord] = field(default_factory=list)
     speech: list[torch.Tensor] = field(default_factory=list)
 
     def mean_depths(self, first: int, end: int) -> list[int]:
