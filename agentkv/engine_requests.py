@@ -117,6 +117,8 @@ class EngineRequests:
             raise ConfigError(f"{selector.name} watches the reply, which a pipeline can't: take reading_change")
         if self._config.target_kl is None:
             return selector
+        if isinstance(selector, DraftReading):
+            raise ConfigError(f"{selector.name} can't follow a target KL yet: take reading_change, or no target")
         if self._calibration is None:
             raise ConfigError("a target KL needs a calibration of this model: make one with agentkv calibrate")
         return Until(inner=selector, target=self._config.target_kl, calibration=self._calibration)

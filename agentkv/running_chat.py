@@ -100,25 +100,29 @@ class RunningChat:
         """Let the engine read these spans."""
         self.request = replace(self.request, spans=spans)
 
-    def take(self, output: StepOutput) -> tuple[ReplyPiece, FinishReason | None]:
-        """What this output brings, and why the chat ends now, if it does (a stop string may end it early)."""
+    def take(self, output: StepOutput) -> tuple[ReplyPiece, FinishReason | None, StepOutput]:
+        """What this output brings, why the chat ends now, if it does, and the part of the output up to there: a stop
+        string may end it early, and tokens that come together need not all count."""
         if output.sources is not None:
             self.sources = output.sources
         if output.admitted_at is not None:
             self.ttft = time.perf_counter() - self.submitted
             self.queue = output.admitted_at - self.submitted
+        piece, count = "", 0
+        while count < len(output.token_ids) and self.stops.which is None:
+            piece += self.stops.feed(self.detokenizer.feed(output.token_ids[count : count + 1]))
+            count += 1
+        output = output.up_to(count)
         self.token_ids += output.token_ids
-        piece = self.detokenizer.feed(output.token_ids)
         ended = output.finish_reason
-        if ended is not None:
-            piece += self.detokenizer.finish()
-        piece = self.stops.feed(piece)
+        if ended is not None and self.stops.which is None:
+            piece += self.stops.feed(self.detokenizer.finish())
         if self.stops.which is not None:
             ended = FinishReason.STOP
         elif ended is not None:
             piece += self.stops.flush()
         read = self.reply.feed(piece)
-        return (read if ended is None else read + self.reply.finish()), ended
+        return (read if ended is None else read + self.reply.finish()), ended, output
 
     def usage(self) -> Usage:
         """Counts and times so far."""

@@ -295,7 +295,7 @@ class Service:
         if output.error is not None:
             self._end(chat, failure_of(output.error))
             return
-        piece, ended = chat.take(output)
+        piece, ended, output = chat.take(output)
         if ended is None:  # the reader need not wait until the prompt is kept
             chat.stream.push(chat.delta(piece, output, None))
         if output.admitted_at is not None:

@@ -208,7 +208,9 @@ class FixedWatch:
         if len(speaking) == 1 and num_tokens:
             return Draft(num_tokens=num_tokens)
         self.num_asked += 1
-        stale = {p for span in self.view.spans for p in range(span.start, span.end)} - set(self.repaired)
+        placed = [span for span in self.view.spans if span.handle is not None]
+        reused = {p for span in placed for p in range(span.start, span.end)} - {self.view.num_tokens - 1}
+        stale = reused - set(self.repaired)
         chosen = tuple(p for p in repairs if p in stale)
         self.repaired += chosen
         return Amendment(repairs=chosen, left=0.25)

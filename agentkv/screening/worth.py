@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from agentkv.screening.selectors.budget import BudgetedSelector
+from agentkv.screening.selectors.draft_reading import DraftReading
 from agentkv_engine.reuse import ReuseView
 
 NOT_WORTH = "not_worth"
@@ -14,7 +15,8 @@ class WorthCheck:
     """Weighs the row-layers that a prompt costs with reuse against those of full prefill.
 
     With reuse it runs its fresh rows, at most the selector's budget of repairs, and the probe: its rows, and one more
-    pass over the weights, which costs as much as some number of rows. Attention that the reused rows are spared is not
+    pass over the weights, which costs as much as some number of rows. A draft is as many passes as it has tokens, and
+    one to repair. Attention that the reused rows are spared is not
     counted: it only adds to the gain.
 
     Attributes:
@@ -44,6 +46,9 @@ class WorthCheck:
         service's engine allows), and the most that the selector may repair. Later probes are not foreseen."""
         fresh = (view.num_tokens - view.num_prefix - view.num_reused) * view.num_layers
         probe = selector.probe(view)
+        if isinstance(selector, DraftReading) and selector.budget(view) > 0:
+            passes = selector.tokens + 1
+            return fresh + selector.budget(view) + (passes * self.pass_rows + 2 * passes) * view.num_layers
         if probe is None:
             return fresh + selector.budget(view)
         extra_pass = self.pass_rows if probe.positions or view.first_reused > view.num_prefix else 0

@@ -1,6 +1,6 @@
 """What is asked of the engine and what it answers: plain data, shared with the middleware."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import torch
@@ -172,3 +172,10 @@ class StepOutput:
     sources: TokenSources | None = None
     admitted_at: float | None = None
     error: EngineError | None = None
+
+    def up_to(self, count: int) -> "StepOutput":
+        """The same with its first `count` tokens alone; why the request ended stays."""
+        if count == len(self.token_ids):
+            return self
+        logits = None if self.logits is None else self.logits[:count]
+        return replace(self, token_ids=self.token_ids[:count], logits=logits, logprobs=self.logprobs[:count])

@@ -11,6 +11,7 @@ import pytest
 from agentkv.api import ChatDelta, ChatMessage, ChatRequest, Reuse, Usage
 from agentkv.config import ServiceConfig
 from agentkv.errors import ConfigError, ContextTooLong, InvalidRequest, ModelError, ServiceClosed
+from agentkv.sampling import Sampling
 from agentkv.service import Service
 
 REPORT = (
@@ -238,6 +239,32 @@ def test_stop_strings_are_cut_wherever_tokens_end(service: Service) -> None:
         )
         assert "".join(delta.text for delta in deltas) == whole[: whole.index(stop)]
         assert deltas[-1].finish_reason == "stop"
+
+
+def test_of_a_draft_that_holds_only_what_stands_before_a_stop_string_counts(service: Service) -> None:
+    report = REPORT * 4
+    ask(service, *messages("You read.", report))
+    chat = messages("You count ships.", report, "How many ships?")
+    options = {"max_tokens": 24, "reuse": Reuse.SCREENED, "selector": "draft_reading(0.3)", "sampling": Sampling(logprobs=0)}
+    whole = list(service.submit(ChatRequest(messages=chat, **options)))
+    together = max(len(delta.token_ids) for delta in whole)
+    assert together > 1, "the draft does not hold: take another chat"
+    assert whole[-1].usage is not None
+    assert whole[-1].usage.reuse.selector == "draft_reading(0.3, 8)"
+    text = "".join(delta.text for delta in whole)
+    cut = list(service.submit(ChatRequest(messages=chat, stop=(text[:1],), **options)))
+    usage = cut[-1].usage
+    assert usage is not None
+    assert "".join(delta.text for delta in cut) == ""
+    assert usage.completion_tokens == sum(len(delta.token_ids) for delta in cut) == 1
+    assert sum(len(delta.logprobs) for delta in cut) == 1
+
+
+def test_a_draft_needs_traces_one_process_and_no_target(small_model) -> None:
+    for settings, reason in (({"trace_layers": 0}, "trace_layers"), ({"target_kl": 0.1}, "target KL")):
+        config = ServiceConfig(kv_memory=64 << 20, selector="draft_reading(0.3)", **settings)
+        with pytest.raises(ConfigError, match=reason), Service.open(small_model("qwen2"), config):
+            pass
 
 
 def test_leaving_the_loop_cancels_and_frees(service: Service) -> None:

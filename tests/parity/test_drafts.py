@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agentkv.screening.selectors.draft_reading import DraftReading
-from agentkv_engine.errors import SelectorFailed
+from agentkv_engine.errors import RequestRefused, SelectorFailed
 from agentkv_engine.model.checkpoint import load_decoder
 from agentkv_engine.model.decoder import Decoder
 from agentkv_engine.request import FinishReason, ReuseMode, SamplingParams
@@ -225,6 +225,43 @@ def test_only_what_is_exact_is_left_for_the_next_prompt(one_decoder: Decoder) ->
     assert sources is not None
     assert sources.prefix == START // 16 * 16
     assert sources.repaired == len(SOME)
+
+
+def test_what_runs_again_cannot_be_kept_meanwhile(one_decoder: Decoder) -> None:
+    engine = engine_of(one_decoder, 40, max_rows_per_step=5)
+    resident = keep(engine, MESSAGE, 0, len(MESSAGE))
+    plan = FixedDrafts(((2, tuple(range(START, END - 1))),))
+    engine.add(screened("reader", PROMPT, span_of(resident, START), plan=plan, sampling=SamplingParams(max_tokens=9)))
+    refused = 0
+    while engine.has_work and not any(output.token_ids for output in engine.step()):
+        try:
+            engine.keep("reader", 0, len(PROMPT))
+        except RequestRefused:
+            refused += 1
+    assert refused > 12
+    run(engine)
+
+
+def test_a_forced_reply_that_is_planned_anew_goes_on_where_it_was(one_decoder: Decoder) -> None:
+    """What its plan was made for is gone when it is admitted again."""
+    engine = engine_of(one_decoder, 40, max_rows_per_step=4)
+    resident = keep(engine, MESSAGE, 0, len(MESSAGE))
+    forced = prompt_of(20, seed=48)
+    plan = FixedDrafts(((2, SOME),))
+    engine.add(
+        screened("reader", PROMPT, span_of(resident, START), plan=plan, forced_output=forced, return_logits=True)
+    )
+    tokens: list[int] = []
+    while len(tokens) < 7:
+        tokens += [token for output in engine.step() for token in output.token_ids]
+    seq = engine._scheduler.find("reader")
+    assert seq is not None
+    engine._scheduler._preempt(seq)
+    seq.planned_spans = ()
+    while engine.has_work:
+        tokens += [token for output in engine.step() for token in output.token_ids]
+    assert tuple(tokens) == forced
+    assert len(plan.watches) == 2
 
 
 class Faulty(FixedWatch):

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from agentkv.screening.reads import Reads
-from agentkv.screening.selectors.budget import affordable_rows, check_ratio, plan_without_choice, repairable_positions
+from agentkv.screening.selectors.budget import (
+    affordable_rows,
+    check_ratio,
+    known,
+    plan_without_choice,
+    repairable_positions,
+)
 from agentkv.screening.selectors.reading_change import changes, spread, unread_messages
 from agentkv_engine.reuse import Amendment, Draft, Observation, Probe, RepairPlan, ReuseView
 
@@ -105,12 +111,13 @@ class DraftWatch:
         self._is_done = True
         if not observation.traced_layers:
             raise ValueError("draft_reading asks traces, and this engine traces no layers: set trace_layers")
-        candidates, num_chosen = repairable_positions(self._view), affordable_rows(self._view, self._rule.ratio)
+        num_chosen = affordable_rows(self._view, self._rule.ratio)
+        candidates = [p for p in repairable_positions(self._view) if p < self._view.num_tokens - 1]
         scores_R = self._scores(observation, speaking, candidates)
         ranking = scores_R.argsort(descending=True, stable=True)
         chosen = sorted(candidates[n] for n in ranking[:num_chosen].tolist())
-        left = float(scores_R[ranking[num_chosen:]].sum())
-        return Amendment(repairs=tuple(chosen), left=left)
+        left = float(scores_R[ranking[num_chosen:]].sum()) / max(len(candidates), 1)
+        return Amendment(repairs=tuple(chosen), left=known(left, self._view))
 
     def _scores(self, observation: Observation, speaking: range, candidates: Sequence[int]) -> Tensor:
         """Importance times change of each row that may be repaired; 0 for rows of little importance."""
@@ -120,7 +127,8 @@ class DraftWatch:
         importance_R = self._reads.flow(speaking)[list(candidates)]
         looked = _most(importance_R, max(LOOK_AT, self._rule.ratio))
         change_R = torch.zeros_like(importance_R)
-        change_R[looked] = changes(observation, unread_messages(self._view), looked).cpu()
+        rereads = unread_messages(self._view)
+        change_R[looked] = changes(observation, rereads, looked).cpu()
         return importance_R * spread(change_R, candidates)
 
 

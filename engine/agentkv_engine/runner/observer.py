@@ -98,12 +98,12 @@ class Observer:
         return ProbeRecord(probe, torch.zeros(shape, dtype=self.pool.dtype, device=self.pool.device))
 
     def observe(self, residence: Residence, probe: ProbeState) -> "LiveObservation":
-        """An observation of a sequence whose probe has run."""
+        """An observation of a sequence some of whose rows have left their queries in these records."""
         return LiveObservation(self, residence, probe)
 
 
 class LiveObservation:
-    """Implements `agentkv_engine.reuse.Observation`; valid until the plan is made."""
+    """Implements `agentkv_engine.reuse.Observation`; valid until another step runs."""
 
     def __init__(self, observer: Observer, residence: Residence, probe: ProbeState) -> None:
         self._observer = observer
@@ -136,6 +136,9 @@ class LiveObservation:
     @torch.inference_mode()
     def attention(self, layer: int, positions: Sequence[int]) -> Tensor:
         """See `Observation.attention`."""
+        assert all(position < self._residence.view.num_tokens for position in positions), (
+            "these are no rows of the prompt"
+        )
         attention_RP = torch.zeros(len(positions), self._residence.view.num_tokens, device=self._observer.pool.device)
         if len(positions):
             for tile in self._look(layer, positions):

@@ -69,7 +69,7 @@ class Admission:
     def release(self, seq: Sequence) -> None:
         """Drop all pins of a sequence; it must be admitted again before it can run."""
         residence = seq.held
-        seq.drop_draft()
+        seq.drop_uncounted()
         if residence.probe is not None:
             residence.probe.scratch.release()
         residence.private.release()
@@ -153,7 +153,8 @@ class Admission:
             repaired=seq.sources.repaired + len(repairs),
             left=amendment.left,
         )
-        seq.queue = Rows.of(positions, np.full(len(positions), num_layers), np.ones(len(positions), dtype=bool))
+        seq.queue = Rows.of(positions, np.full(len(positions), num_layers))
+        seq.num_computed = min(seq.num_computed, int(positions[0]))  # what runs again can't be kept meanwhile
         seq.phase = Phase.AMENDING
 
     def index(self, seq: Sequence, *, num_tokens: int) -> None:
@@ -402,7 +403,8 @@ def _check_answer(answer: Draft | Amendment | None, seq: Sequence) -> None:
     """Hold a watch to its contract."""
     assert seq.plan is not None
     if isinstance(answer, Amendment):
-        reused = np.flatnonzero(_mask_of(seq.held.view.spans, seq.num_prompt))
+        placed = [span for span in seq.held.view.spans if span.handle is not None]
+        reused = np.flatnonzero(_mask_of(placed, seq.num_prompt - 1))  # the last row runs in any case
         if not np.isin(answer.repairs, np.setdiff1d(reused, seq.plan.positions)).all():
             raise SelectorFailed("the selector's watch repairs rows that are not stale: mend the selector")
     elif seq.num_drafted or (answer is not None and answer.num_tokens < 1):

@@ -93,7 +93,8 @@ class Scheduler:
         """End a sequence; a running one holds its keys until the next step, so that they can be kept."""
         if seq.phase is Phase.FINISHED:
             return
-        seq.drop_draft()
+        if seq.num_drafted:
+            seq.drop_uncounted()
         if seq.residence is None:
             self._waiting.remove(seq)
         else:
@@ -388,15 +389,16 @@ class Scheduler:
 
     def _advance_watched(self, item: ScheduledSeq, result: SeqResult) -> StepOutput | None:
         """A token counts once the watch has nothing to say: it is chosen here, not in the step."""
-        seq, amends = item.sequence, item.sequence.phase is Phase.AMENDING
-        if amends:
-            seq.held.speech.append(result.logits)
+        seq = item.sequence
+        if seq.phase is Phase.AMENDING:
+            seq.held.draft_logits.append(result.logits)
+            return self._verify(seq, torch.cat(seq.held.draft_logits)) if item.is_last else None
         if item.record is not None:
             seq.held.unseen.append(item.record)
         if seq.num_to_draft > 0:
             return self._draft(seq, result.logits)
         try:
-            answer = self._admission.watch(seq, asks=item.is_last and not amends)
+            answer = self._admission.watch(seq, asks=item.is_last)
         except Exception as error:
             if (failure := _own_failure(error)) is None:
                 raise
@@ -407,7 +409,7 @@ class Scheduler:
             seq.num_to_draft = min(answer.num_tokens, self._limit - len(seq.token_ids))
         if seq.num_to_draft > 0:
             return self._draft(seq, result.logits)
-        return self._speak(seq, torch.cat(seq.held.speech) if amends else result.logits[-1:])
+        return self._verify(seq, result.logits[-1:])
 
     def _draft(self, seq: Sequence, logits: torch.Tensor) -> None:
         """One more token that may not count: the likeliest behind the last row."""
@@ -418,14 +420,14 @@ class Scheduler:
         seq.phase = Phase.DRAFTING
         seq.queue = self._next_row(seq)
 
-    def _speak(self, seq: Sequence, logits_SV: torch.Tensor) -> StepOutput | None:
+    def _verify(self, seq: Sequence, logits_SV: torch.Tensor) -> StepOutput | None:
         """The tokens of rows that speak: as long as each is what was drafted, the next row's token counts too."""
         seq.phase = Phase.COMPUTING
-        seq.held.speech.clear()
+        seq.held.draft_logits.clear()
         if seq.num_emitted == 0:
             self._unindexed[seq] = seq.num_prompt
         chosen: list[Sampled] = []
-        for logits_1V, drafted in zip(logits_SV.split(1), [*seq.drop_draft(), None], strict=True):
+        for logits_1V, drafted in zip(logits_SV.split(1), [*seq.drop_uncounted(), None], strict=True):
             sampled = self._choose_token(seq, logits_1V, seq.num_emitted + len(chosen))
             if isinstance(sampled, ConstraintFailed):
                 return self._fail(seq, sampled)

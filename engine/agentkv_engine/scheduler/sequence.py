@@ -163,7 +163,7 @@ class Residence:
         num_indexed: leading blocks that are in the prefix index.
         watch: what goes on looking at its rows, once the plan is made.
         unseen: what rows have left that the watch has not seen yet: those of a draft are seen together.
-        speech: logits so far of the rows whose tokens do not count yet, while they run again.
+        draft_logits: those so far of the rows whose tokens do not count yet, while they run again.
     """
 
     table: KeyTable
@@ -180,7 +180,7 @@ class Residence:
     probe: ProbeState | None = None
     watch: Watch | None = None
     unseen: list[ProbeRecord] = field(default_factory=list)
-    speech: list[torch.Tensor] = field(default_factory=list)
+    draft_logits: list[torch.Tensor] = field(default_factory=list)
 
     def mean_depths(self, first: int, end: int) -> list[int]:
         """Mean depth spent on the positions of blocks [first, end), rounded down; what was generated is of full
@@ -295,12 +295,13 @@ class Sequence:
         """Positions of the rows whose tokens do not count yet."""
         return range(len(self.token_ids) - self.num_drafted - 1, len(self.token_ids))
 
-    def drop_draft(self) -> list[int]:
-        """Forget what is drafted; returns it."""
-        count, self.num_drafted, self.num_to_draft = len(self.token_ids) - self.num_drafted, 0, 0
-        drafted = self.token_ids[count:]
+    def drop_uncounted(self) -> list[int]:
+        """Forget the tokens that are not given out, drafted or forced; returns them."""
+        self.num_drafted = self.num_to_draft = 0
+        count = self.num_prompt + self.num_emitted
+        dropped = self.token_ids[count:]
         del self.token_ids[count:]
-        return drafted
+        return dropped
 
     @property
     def held(self) -> Residence:
