@@ -242,10 +242,15 @@ def test_stop_strings_are_cut_wherever_tokens_end(service: Service) -> None:
 
 
 def test_of_a_draft_that_holds_only_what_stands_before_a_stop_string_counts(service: Service) -> None:
-    report = REPORT * 4
+    report = REPORT * 8
     ask(service, *messages("You read.", report))
     chat = messages("You count ships.", report, "How many ships?")
-    options = {"max_tokens": 24, "reuse": Reuse.SCREENED, "selector": "draft_reading(0.3)", "sampling": Sampling(logprobs=0)}
+    options = {
+        "max_tokens": 24,
+        "reuse": Reuse.SCREENED,
+        "selector": "draft_reading(0.3)",
+        "sampling": Sampling(logprobs=0),
+    }
     whole = list(service.submit(ChatRequest(messages=chat, **options)))
     together = max(len(delta.token_ids) for delta in whole)
     assert together > 1, "the draft does not hold: take another chat"

@@ -56,7 +56,6 @@ LONG_CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments
         ("/tokenize", {"messages": [{"role": "assistant", "reasoning_content": "x" * (2**20 + 1)}]}, "messages"),
         ("/tokenize", {"messages": [{"role": "assistant", "tool_calls": [LONG_CALL]}]}, "messages"),
         ("/detokenize", {"tokens": ["x"]}, "tokens"),
-        ("/detokenize", {"tokens": [0] * (2**20 + 1)}, "tokens"),
         ("/detokenize", {"tokens": [2**30]}, "tokens"),
         ("/v1/agentkv/segments/warm", {"messages": []}, "messages"),
     ],
