@@ -47,6 +47,10 @@ from agentkv_engine.errors import (
 from agentkv_engine.request import FinishReason, ReuseMode, StepOutput
 from agentkv_engine.reuse import ReuseView
 
+_ASIDE_SECONDS = 2e-4
+"""How long the engine's thread steps aside when a first token is there: in which a loop wakes up and sends it, and which
+it would have to wait for the interpreter otherwise."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -299,7 +303,7 @@ class Service:
         if ended is None:  # the reader need not wait until the prompt is kept
             chat.stream.push(chat.delta(piece, output, None))
         if output.admitted_at is not None:
-            self._wake_ups.flush()
+            self._wake_ups.flush(aside=_ASIDE_SECONDS)
             self._prompt_is_done(chat)
         if ended is not None:
             self._reply_is_done(chat, stopped_early=output.finish_reason is None)

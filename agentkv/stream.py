@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -27,11 +28,17 @@ class WakeUps:
             self._holder = None
             self.flush()
 
-    def flush(self) -> None:
-        """Send what is held: something that takes a while follows. Called by the thread that holds it."""
+    def flush(self, *, aside: float = 0.0) -> None:
+        """Send what is held: something that takes a while follows. Called by the thread that holds it.
+
+        Args:
+            aside: seconds that this thread then leaves the interpreter to the loops, if it woke any.
+        """
         held, self._held = self._held, {}
         for loop, calls in held.items():
             _call_in(loop, lambda calls=calls: [call() for call in calls])
+        if held and aside:
+            time.sleep(aside)
 
     def call(self, loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
         """Call something in a loop, soon."""

@@ -4,6 +4,7 @@ A stream's headers leave as soon as the service has accepted the chat: what can 
 gets its HTTP status; what fails later has to be an event. A client that hangs up cancels its chat.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -16,6 +17,10 @@ from agentkv.server.served_chat import ServedChats
 
 DONE = b"data: [DONE]\n\n"
 """What OpenAI's streams end with."""
+
+_ASIDE_SECONDS = 3e-3
+"""How long a stream's headers wait: the engine's thread takes the chat up meanwhile, and has the interpreter to
+itself. Hardly a first token is there sooner."""
 
 
 class EventStream(Response):
@@ -39,6 +44,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send the events; whatever ends this call also ends the chats."""
         async with self._chats.while_connected(receive):
+            await asyncio.sleep(_ASIDE_SECONDS)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async with aclosing(self._events) as events:
                 async for event in events:

@@ -158,7 +158,8 @@ class StepOutput:
         finish_reason: set in the request's last output.
         sources: set in the output that brings the first token, or the pooled states; of a watched request in every one,
             since more may have been repaired.
-        admitted_at: `time.perf_counter()` when the engine first took the request up; set in the first output.
+        admitted_at: `time.perf_counter()` when the engine first took the request up, before it looked for what it may
+            read; set in the first output.
         error: why the request ended without an answer; nothing else is set then.
     """
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 from agentkv.api import ChatDelta
 from agentkv.stream import DeltaStream, WakeUps
@@ -46,3 +47,19 @@ async def read_two(monkeypatch) -> list[str]:
 
 async def text_of(stream: DeltaStream) -> str:
     return "".join([delta.text async for delta in stream])
+
+
+def test_a_thread_that_woke_a_loop_steps_aside():
+    async def run() -> tuple[float, float]:
+        wake_ups, loop = WakeUps(), asyncio.get_running_loop()
+        with wake_ups.together():
+            begun = time.perf_counter()
+            wake_ups.flush(aside=0.05)
+            woke_nobody = time.perf_counter() - begun
+            wake_ups.call(loop, lambda: None)
+            begun = time.perf_counter()
+            wake_ups.flush(aside=0.05)
+            return woke_nobody, time.perf_counter() - begun
+
+    woke_nobody, woke_one = asyncio.run(run())
+    assert woke_nobody < 0.05 <= woke_one

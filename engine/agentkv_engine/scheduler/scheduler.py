@@ -207,6 +207,7 @@ class Scheduler:
         return next((seq for seq in self._waiting if seq.prompt_key not in under_way or seq.num_emitted), None)
 
     def _admit(self, seq: Sequence) -> bool:
+        taken_up = time.perf_counter()
         try:
             admitted = self._admission.admit(seq)
         except Exception as error:
@@ -221,7 +222,7 @@ class Scheduler:
             return self._admit(seq)
         self._waiting.remove(seq)
         self._running.append(seq)
-        seq.admitted_at = seq.admitted_at or time.perf_counter()
+        seq.admitted_at = seq.admitted_at or taken_up
         return True
 
     def _schedule_rows(

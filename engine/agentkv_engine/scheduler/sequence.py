@@ -227,7 +227,7 @@ class Sequence:
         prompt_logprobs: of the prompt's tokens so far, from its second on; survive a preemption.
         states: the mean of the prompt's last hidden states so far, where it is asked for instead of tokens.
         blocks: digests of its blocks, once they were asked for.
-        admitted_at: when it was first admitted, as `time.perf_counter()`.
+        admitted_at: when its first admission that succeeded began, as `time.perf_counter()`.
     """
 
     request: Request

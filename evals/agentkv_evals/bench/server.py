@@ -1,8 +1,8 @@
 """`agentkv bench server`: time to first token at an HTTP client, against the engine's own and the same chat in process.
 
 The server is a process of its own, with an engine of its own; while one arm runs, the other's engine is idle. What the
-server adds is told by one and the same chat: what its client saw, less what its engine took from the moment it admitted
-the request (whose conversation was tokenised, and its kept texts recognised, before) to its first token.
+server adds is told by one and the same chat: what its client saw, less what its engine took from the moment it took
+the request up (whose conversation was tokenised, and its kept texts recognised, before) to its first token.
 """
 
 import json
@@ -43,7 +43,7 @@ class Sample:
         in_process: first text of the same chat in this process.
         client: first text at the HTTP client.
         server: first token, by the server's clock, from the parsed request on.
-        engine: first token, from the engine's admission on.
+        engine: first token, from the beginning of the engine's admission on.
     """
 
     in_process: float
