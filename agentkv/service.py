@@ -48,8 +48,8 @@ from agentkv_engine.request import FinishReason, ReuseMode, StepOutput
 from agentkv_engine.reuse import ReuseView
 
 _ASIDE_SECONDS = 2e-4
-"""How long the engine's thread steps aside when a first token is there: in which a loop wakes up and sends it, and which
-it would have to wait for the interpreter otherwise."""
+"""How long the engine's thread steps aside when a first token is there: a loop wakes up and sends it meanwhile, and
+would have to wait for the interpreter otherwise."""
 
 _logger = logging.getLogger(__name__)
 
