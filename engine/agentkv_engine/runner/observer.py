@@ -142,7 +142,7 @@ class LiveObservation:
         attention_RP = torch.zeros(len(positions), self._residence.view.num_tokens, device=self._observer.pool.device)
         if len(positions):
             for tile in self._look(layer, positions):
-                attention_RP[tile.rows.unsqueeze(1), tile.keys] = tile.probabilities().mean(1)
+                attention_RP[tile.rows.unsqueeze(1), tile.keys] = tile.attention()
         return attention_RP
 
     @torch.inference_mode()
@@ -151,7 +151,7 @@ class LiveObservation:
         shares_RC = torch.zeros(len(positions), count, device=self._observer.pool.device)
         keys_RC = torch.zeros_like(shares_RC, dtype=torch.int64)
         for tile in self._look(layer, positions) if len(positions) else ():
-            most = tile.probabilities().mean(1).topk(min(count, len(tile.keys)))
+            most = tile.attention().topk(min(count, len(tile.keys)))
             shares_RC[tile.rows, : most.values.shape[1]] = most.values
             keys_RC[tile.rows, : most.values.shape[1]] = tile.keys[most.indices]
         return shares_RC, keys_RC
@@ -251,14 +251,19 @@ class _Tile:
     keys: Tensor
     k_SKD: Tensor
 
-    def probabilities(self) -> Tensor:
-        """What each row pays to each key, [R, H, S]."""
-        return head_probabilities(self.q_RHD, self.k_SKD, self.keys <= self.positions.unsqueeze(1))
+    def attention(self) -> Tensor:
+        """What each row pays to each key, the mean of its heads, [R, S]."""
+        return head_mean_attention(self.q_RHD, self.k_SKD, self.keys <= self.positions.unsqueeze(1))
 
 
-def head_probabilities(q_RHD: Tensor, k_SKD: Tensor, visible_RS: Tensor) -> Tensor:
-    """Attention probabilities in float32 [R, H, S], H a multiple of K; all 0 where a row sees nothing."""
-    q_RKGD = q_RHD.float().unflatten(1, (k_SKD.shape[1], -1))
-    scores_RKGS = torch.einsum("rkgd,skd->rkgs", q_RKGD, k_SKD.float()) / q_RHD.shape[-1] ** 0.5
-    scores_RHS = scores_RKGS.flatten(1, 2).masked_fill(~visible_RS.unsqueeze(1), float("-inf"))
-    return scores_RHS.softmax(-1).nan_to_num()
+def head_mean_attention(q_RHD: Tensor, k_SKD: Tensor, visible_RS: Tensor) -> Tensor:
+    """Attention probabilities in float32, the mean over heads, [R, S]; H is a multiple of K, and every row sees a key.
+    One kv head after the other: what they score fits a cache."""
+    num_rows, num_heads, head_dim = q_RHD.shape
+    q_KRGD = (q_RHD.float() / head_dim**0.5).unflatten(1, (k_SKD.shape[1], -1)).transpose(0, 1)
+    hidden_R1S = ~visible_RS.unsqueeze(1)
+    total_RS = torch.zeros(visible_RS.shape, device=q_RHD.device)
+    for q_RGD, k_SD in zip(q_KRGD, k_SKD.float().unbind(1), strict=True):
+        scores_RGS = (q_RGD.flatten(0, 1) @ k_SD.T).unflatten(0, (num_rows, -1))
+        total_RS += scores_RGS.masked_fill_(hidden_R1S, float("-inf")).softmax(-1).sum(1)
+    return total_RS / num_heads
