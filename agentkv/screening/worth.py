@@ -16,8 +16,8 @@ class WorthCheck:
 
     With reuse it runs its fresh rows, at most the selector's budget of repairs, and the probe: its rows, and one more
     pass over the weights, which costs as much as some number of rows. A draft is as many passes as it has tokens, and
-    one to repair. Attention that the reused rows are spared is not
-    counted: it only adds to the gain.
+    one to repair, and each of its rows runs twice. Attention that the reused rows are spared is not counted: it only
+    adds to the gain.
 
     Attributes:
         min_reused: fewest tokens to be reused: below, full prefill is as fast. `agentkv calibrate` measures it on a
@@ -48,7 +48,7 @@ class WorthCheck:
         probe = selector.probe(view)
         if isinstance(selector, DraftReading) and selector.budget(view) > 0:
             passes = selector.tokens + 1
-            return fresh + selector.budget(view) + (passes * self.pass_rows + 2 * passes) * view.num_layers
+            return fresh + selector.budget(view) + passes * (self.pass_rows + 2) * view.num_layers
         if probe is None:
             return fresh + selector.budget(view)
         extra_pass = self.pass_rows if probe.positions or view.first_reused > view.num_prefix else 0

@@ -54,13 +54,19 @@ def plan_without_choice(view: ReuseView, ratio: float) -> RepairPlan | None:
         return None
     candidates = repairable_positions(view)
     left = 0.0 if count == len(candidates) else None
-    return RepairPlan.at_full_depth(candidates[:count], view.num_layers, left=known(left, view))
+    return RepairPlan.at_full_depth(candidates[:count], view.num_layers, left=_known(left, view))
 
 
 def best(scores_N: Tensor, positions: Sequence[int], count: int) -> list[int]:
     """The `count` positions of highest score, at equal score the earlier one; `scores_N` has one for each of them."""
     ranking = scores_N.argsort(descending=True, stable=True)
     return [positions[n] for n in ranking[:count].tolist()]
+
+
+def highest(scores_N: Tensor, share: float) -> Tensor:
+    """Indices of this share of the rows, rounded up, those of highest score; ascending, on the scores' device."""
+    ranking = scores_N.argsort(descending=True, stable=True)
+    return ranking[: math.ceil(share * len(scores_N))].sort().values
 
 
 def plan_of_best(
@@ -75,10 +81,10 @@ def plan_of_best(
     weights = scores_N if weights_N is None else weights_N
     left = weights[ranking[count:]].sum()  # before anything waits for the device
     chosen = [positions[n] for n in ranking[:count].tolist()]
-    return RepairPlan.at_full_depth(chosen, view.num_layers, left=known(float(left), view))
+    return RepairPlan.at_full_depth(chosen, view.num_layers, left=_known(float(left), view))
 
 
-def known(left: float | None, view: ReuseView) -> float | None:
+def _known(left: float | None, view: ReuseView) -> float | None:
     """What is left, where that can be said."""
     return None if inherits_error(view) else left
 

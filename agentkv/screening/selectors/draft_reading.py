@@ -5,7 +5,6 @@ Shapes: R candidate rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,8 @@ from agentkv.screening.reads import Reads
 from agentkv.screening.selectors.budget import (
     affordable_rows,
     check_ratio,
-    known,
+    highest,
+    plan_of_best,
     plan_without_choice,
     repairable_positions,
 )
@@ -114,25 +114,16 @@ class DraftWatch:
         num_chosen = affordable_rows(self._view, self._rule.ratio)
         candidates = [p for p in repairable_positions(self._view) if p < self._view.num_tokens - 1]
         scores_R = self._scores(observation, speaking, candidates)
-        ranking = scores_R.argsort(descending=True, stable=True)
-        chosen = sorted(candidates[n] for n in ranking[:num_chosen].tolist())
-        left = float(scores_R[ranking[num_chosen:]].sum()) / max(len(candidates), 1)
-        return Amendment(repairs=tuple(chosen), left=known(left, self._view))
+        plan = plan_of_best(self._view, scores_R, candidates, num_chosen, scores_R / len(candidates))
+        return Amendment(repairs=plan.positions, left=plan.left)
 
     def _scores(self, observation: Observation, speaking: range, candidates: Sequence[int]) -> Tensor:
         """Importance times change of each row that may be repaired; 0 for rows of little importance."""
-        read = _most(self._reads.flow(speaking)[list(candidates)], LOOK_AT)
+        read = highest(self._reads.flow(speaking)[list(candidates)], LOOK_AT)
         for layer in observation.traced_layers:
             self._reads.put(layer, observation, [candidates[n] for n in read.tolist()])
         importance_R = self._reads.flow(speaking)[list(candidates)]
-        looked = _most(importance_R, max(LOOK_AT, self._rule.ratio))
+        looked = highest(importance_R, max(LOOK_AT, self._rule.ratio))
         change_R = torch.zeros_like(importance_R)
-        rereads = unread_messages(self._view)
-        change_R[looked] = changes(observation, rereads, looked).cpu()
+        change_R[looked] = changes(observation, unread_messages(self._view), looked).cpu()
         return importance_R * spread(change_R, candidates)
-
-
-def _most(scores_R: Tensor, share: float) -> Tensor:
-    """Indices of this share of the rows, those of highest score, ascending."""
-    count = math.ceil(share * len(scores_R))
-    return scores_R.argsort(descending=True, stable=True)[:count].sort().values

@@ -3,7 +3,6 @@
 Shapes: R candidate rows.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from agentkv.screening.selectors.budget import (
     affordable_rows,
     check_ratio,
+    highest,
     plan_of_best,
     plan_without_choice,
     repairable_positions,
@@ -91,8 +91,7 @@ def changes(observation: Observation, rereads: Sequence[Reread], chosen: Tensor 
     change_R = _change(observation, first, rereads, chosen)
     if not others:
         return change_R
-    ranking = change_R.argsort(descending=True, stable=True)
-    again = ranking[: math.ceil(LOOK_AGAIN * len(change_R))].sort().values
+    again = highest(change_R, LOOK_AGAIN)
     asked = again if chosen is None else chosen.to(again.device)[again]
     for layer in others:
         change_R.index_add_(0, again, _change(observation, layer, rereads, asked))
