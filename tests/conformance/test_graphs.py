@@ -46,14 +46,9 @@ def called_again(run_step):
     return hidden, replay, 0
 
 
-def engine_with(decoder, *, replayed: bool, **options) -> tuple[Engine, GraphForward | None]:
-    config = EngineConfig(device=DEVICE, dtype=torch.float32, trace_layers=(1,), graph_memory=0, **options)
-    engine = Engine(decoder, config)
-    shape, parts = decoder.config, {"pool": engine._runner.tensors, "operations": TorchOperations()}
-    eager = EagerForward(decoder, backend=SdpaBackend(decoder.rope, DEVICE), **parts)
-    engine._runner._forward = eager
-    if not replayed:
-        return engine, None
+def graphs_over(decoder, pool: KVPool, eager: EagerForward) -> GraphForward:
+    """A forward that replays what it can; without a GPU a replay calls the step again."""
+    shape = decoder.config
     backend = TritonRows(
         decoder.rope,
         num_heads=shape.num_heads,
@@ -62,8 +57,26 @@ def engine_with(decoder, *, replayed: bool, **options) -> tuple[Engine, GraphFor
         dtype=torch.float32,
         device=DEVICE,
     )
-    capture = graphs.cuda_capture() if CUDA else called_again
-    forward = GraphForward(eager, decoder, backend=backend, memory=1 << 30, capture=capture, **parts)
+    return GraphForward(
+        eager,
+        decoder,
+        pool=pool,
+        backend=backend,
+        operations=TorchOperations(),
+        memory=1 << 30,
+        capture=graphs.cuda_capture() if CUDA else called_again,
+    )
+
+
+def engine_with(decoder, *, replayed: bool, **options) -> tuple[Engine, GraphForward | None]:
+    config = EngineConfig(device=DEVICE, dtype=torch.float32, trace_layers=(1,), graph_memory=0, **options)
+    engine = Engine(decoder, config)
+    pool, operations = engine._runner.tensors, TorchOperations()
+    eager = EagerForward(decoder, backend=SdpaBackend(decoder.rope, DEVICE), pool=pool, operations=operations)
+    engine._runner._forward = eager
+    if not replayed:
+        return engine, None
+    forward = graphs_over(decoder, pool, eager)
     engine._runner._forward = forward
     engine._runner.prepares = True
     return engine, forward
@@ -295,15 +308,5 @@ def stage_forward(directory, layers: range, whole: Engine) -> GraphForward:
         dtype=torch.float32,
         device=DEVICE,
     )
-    parts = {"pool": pool, "operations": TorchOperations()}
-    eager = EagerForward(part, backend=SdpaBackend(part.rope, DEVICE), **parts)
-    backend = TritonRows(
-        part.rope,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        dtype=torch.float32,
-        device=DEVICE,
-    )
-    capture = graphs.cuda_capture() if CUDA else called_again
-    return GraphForward(eager, part, backend=backend, memory=1 << 30, capture=capture, **parts)
+    eager = EagerForward(part, backend=SdpaBackend(part.rope, DEVICE), pool=pool, operations=TorchOperations())
+    return graphs_over(part, pool, eager)

@@ -59,17 +59,22 @@ def test_swiglu(dtype: torch.dtype, size: int) -> None:
     assert_near(TritonOperations().swiglu(gate_up), TorchOperations().swiglu(gate_up))
 
 
+def five_places(rope: RotaryEmbedding, *, home: bool) -> RowPlaces:
+    """Rows here and there, of runs with offsets or fresh."""
+    offsets = torch.tensor([0, 300, -7, 0, 100_000], device=DEVICE)
+    return RowPlaces(
+        slots_N=torch.tensor([9, 63, 0, 17, 30], device=DEVICE),
+        rotation_N=rope.at_positions(torch.tensor([0, 700, 3, 41, 5000], device=DEVICE)),
+        home_N=rope.by_offsets(offsets) if home else None,
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 1, 64), (14, 2, 16), (2, 2, 128)])
 @pytest.mark.parametrize("home", [True, False], ids=["runs", "fresh"])
 def test_rotate_and_store(dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, home: bool) -> None:
     rope = RotaryEmbedding(RopeConfig(rope_type="default", theta=1e4, parameters={}), head_dim).to(DEVICE)
-    offsets = torch.tensor([0, 300, -7, 0, 100_000], device=DEVICE)
-    places = RowPlaces(
-        slots_N=torch.tensor([9, 63, 0, 17, 30], device=DEVICE),
-        rotation_N=rope.at_positions(torch.tensor([0, 700, 3, 41, 5000], device=DEVICE)),
-        home_N=rope.by_offsets(offsets) if home else None,
-    )
+    places = five_places(rope, home=home)
     qkv = normal(5, (heads + 2 * kv_heads) * head_dim, seed=5, dtype=dtype)
     pools, queries = [], []
     for operations in (TritonOperations(), TorchOperations()):
@@ -104,12 +109,7 @@ def test_no_rows_launch_nothing() -> None:
 @pytest.mark.parametrize("home", [True, False], ids=["runs", "fresh"])
 def test_queries_are_kept_and_found_again(dtype: torch.dtype, heads: int, head_dim: int, home: bool) -> None:
     rope = RotaryEmbedding(RopeConfig(rope_type="default", theta=1e4, parameters={}), head_dim).to(DEVICE)
-    offsets = torch.tensor([0, 300, -7, 0, 100_000], device=DEVICE)
-    places = RowPlaces(
-        slots_N=torch.tensor([9, 63, 0, 17, 30], device=DEVICE),
-        rotation_N=rope.at_positions(torch.tensor([0, 700, 3, 41, 5000], device=DEVICE)),
-        home_N=rope.by_offsets(offsets) if home else None,
-    )
+    places = five_places(rope, home=home)
     q = normal(5, heads, head_dim, seed=6, dtype=dtype)
     rows = TurnedRows(
         slots_R=torch.tensor([63, 0, 9], device=DEVICE),
