@@ -319,7 +319,8 @@ class Scheduler:
     def _scheduled(self, seq: Sequence, rows: Rows) -> ScheduledSeq:
         num_logits, samples, num_scored = self._wanted(seq, rows)
         left = seq.queue
-        record = self._admission.record(seq, rows) if rows.observed.any() else None
+        may_observe = seq.held.probe is not None or seq.held.watch is not None
+        record = self._admission.record(seq, rows) if may_observe and rows.observed.any() else None
         return ScheduledSeq(
             sequence=seq,
             rows=rows,
